@@ -1,0 +1,1 @@
+"""What supervisor and worker must agree on.  Standard library only."""

@@ -1,0 +1,197 @@
+"""What supervisor and worker say to each other.
+
+One message is one packet (``encoding.py``) with the descriptors it announces
+(``channel.py``).  During every rollout an old worker talks to a new supervisor, so:
+a message is never renamed, a field is only ever added, with a default; unknown fields
+are dropped and unknown messages are skipped by whoever does not know them.
+
+Plain named tuples, because a worker pays for every import: ``dataclasses`` alone would
+cost it more than the rest of this module.  Tell them apart by type and by nothing else:
+``Accept() == Quiesce()``, and both are false.
+"""
+
+from typing import Any, NamedTuple
+
+PROTOCOL = 1  # raised when a message changes its meaning
+OLDEST_PROTOCOL = 1  # the oldest that we still understand: N and N-1
+
+MAX_DETAIL_BYTES = 16 * 1024  # of a traceback that travels in `failed`, as it stands in the packet
+MAX_REASON_BYTES = 4 * 1024  # likewise, of the sentence
+
+
+# -- worker -> supervisor ---------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """First word of a worker, and its answer to ``identify``: who it is and how it stands."""
+
+    protocol: int
+    oldest_protocol: int
+    version: str  # of quiesce in the worker's interpreter
+    python: str  # "3.11.7"
+    pid: int  # for people only; the supervisor holds a pidfd
+    worker: str = ""  # "r42/1", empty before `configure`
+    release: str = ""
+    state: str = "starting"  # starting ready accepting quiesced draining drained
+
+
+class Ready(NamedTuple):
+    """The application is loaded and the serving loop runs; nothing is accepted yet."""
+
+    interface: str  # wsgi, asgi or native: what was found
+    after_s: float = 0.0  # since `configure`
+    threads: int = 1  # in force (an interface may not use them)
+
+
+class Accepting(NamedTuple):
+    """Answer to ``accept``."""
+
+
+class Quiesced(NamedTuple):
+    """Answer to ``quiesce``: every accepting thread has left accept()."""
+
+    connections: int = 0  # still open
+
+
+class Resumed(NamedTuple):
+    """Answer to ``resume``: accepting again."""
+
+
+class Drained(NamedTuple):
+    """Nothing is open any more; ``shutdown`` would lose nothing."""
+
+    cut: int = 0  # connections that had to be ended at the drain deadline
+
+
+class Failed(NamedTuple):
+    """The worker cannot serve.  It exits after this."""
+
+    reason: str  # one sentence
+    detail: str = ""  # traceback; `encode` keeps the end of a long one
+
+
+# -- supervisor -> worker ---------------------------------------------------------------
+
+
+class Identify(NamedTuple):
+    """Answer with a full ``hello``; what was read before that answer is stale."""
+
+
+class Configure(NamedTuple):
+    """Everything a worker must know before it may import the application."""
+
+    name: str  # instance
+    release: str  # "r42"
+    label: str
+    worker: str  # "r42/1"
+    app: str  # "module:attribute", "module", or "module:factory()"
+    interface: str  # auto wsgi asgi native
+    app_dir: str  # absolute; becomes sys.path[0]; already the working directory
+    threads: int
+    start_timeout_s: float
+    exit_timeout_s: float
+    request_timeout_s: float = 0.0  # 0: none
+    limits: dict[str, float] = {}  # keys of [limits]; nobody may mutate it
+    log_level: str = "info"
+
+
+class Listen(NamedTuple):
+    """One descriptor for each name, in order: listening sockets.  The worker owns its copies."""
+
+    names: list[str]
+
+
+class Unlisten(NamedTuple):
+    """Close these listeners; nothing happens to the sockets of others."""
+
+    names: list[str]
+
+
+class UseScoreboard(NamedTuple):
+    """One descriptor: the scoreboard memfd; the slot is the worker's to write."""
+
+    slot: int
+
+
+class UseLog(NamedTuple):
+    """One descriptor, opened for append: dup2 it over 1 and 2."""
+
+
+class Probe(NamedTuple):
+    """One descriptor: a connected stream socket that is to be served like a client's."""
+
+    peer: list[Any] | None = None  # [host, port] that the application shall see
+    local: list[Any] | None = None
+    scheme: str = "http"
+
+
+class Accept(NamedTuple):
+    """Start accepting on every listener."""
+
+
+class Quiesce(NamedTuple):
+    """Stop accepting; keep everything else."""
+
+
+class Resume(NamedTuple):
+    """Undo ``quiesce`` (and a drain that has not finished)."""
+
+
+class Drain(NamedTuple):
+    """Finish what was accepted, then say ``drained``."""
+
+    timeout_s: float
+
+
+class Shutdown(NamedTuple):
+    """Leave: a normal interpreter exit, bounded by ``exit_timeout_s``."""
+
+
+class Unknown(NamedTuple):
+    """A message that this version does not know; it is logged and skipped."""
+
+    type: str
+
+
+Message = (
+    Hello | Ready | Accepting | Quiesced | Resumed | Drained | Failed
+    | Identify | Configure | Listen | Unlisten | UseScoreboard | UseLog | Probe
+    | Accept | Quiesce | Resume | Drain | Shutdown | Unknown
+)  # fmt: skip
+
+# The word on the wire.  A table and not the class's name: a class may be renamed, a word may not.
+WORDS: dict[str, type[Any]] = {
+    "hello": Hello,
+    "ready": Ready,
+    "accepting": Accepting,
+    "quiesced": Quiesced,
+    "resumed": Resumed,
+    "drained": Drained,
+    "failed": Failed,
+    "identify": Identify,
+    "configure": Configure,
+    "listen": Listen,
+    "unlisten": Unlisten,
+    "scoreboard": UseScoreboard,
+    "log": UseLog,
+    "probe": Probe,
+    "accept": Accept,
+    "quiesce": Quiesce,
+    "resume": Resume,
+    "drain": Drain,
+    "shutdown": Shutdown,
+}
+WORD_OF: dict[type[Any], str] = {cls: word for word, cls in WORDS.items()}
+
+# How many descriptors a message brings.  Later versions only ever add some, at the end, and a
+# receiver that does not know them closes them (`channel.py`).
+_ONE_DESCRIPTOR = (UseScoreboard, UseLog, Probe)
+
+
+def descriptors(message: Message) -> int | None:
+    """How many descriptors this message brings; None if it is not for us to say."""
+    if isinstance(message, Unknown):
+        return None
+    if isinstance(message, Listen):
+        return len(message.names)
+    return 1 if isinstance(message, _ONE_DESCRIPTOR) else 0

@@ -1,0 +1,1 @@
+"""Decides and owns: listeners, releases, workers, rollouts."""

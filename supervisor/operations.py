@@ -1,0 +1,300 @@
+"""What each command does: from a request on the control socket to the service, and back."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from quiesce.shared.errors import ConfigError, QuiesceError
+from quiesce.shared.exitcodes import Exit
+from quiesce.supervisor import status
+from quiesce.supervisor.config_text import parse_duration
+from quiesce.supervisor.core.lifecycle import COMING, GOING
+from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
+from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.service import Busy, Ended, Service, Stopping, Watch
+from quiesce.supervisor.worker_link import Worker
+
+LATER = {
+    "drain": "draining behind a load balancer",
+    "reconfigure": "changing the configuration without new code",
+    "reexec": "replacing the supervisor's own code in place",
+    "reopen": "re-opening log files",
+}
+
+
+class Reply(Protocol):
+    """Where the answer goes; does nothing once the client has gone."""
+
+    def progress(self, text: str, **data: Any) -> None: ...
+    def result(self, code: int, text: str, detail: str = "", data: dict[str, Any] | None = None) -> None: ...
+
+
+Args = Mapping[str, Any]
+
+
+class Operations:
+    """The commands of a running instance."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._stop_replies: list[Reply] = []
+        self._commands: dict[str, Callable[[Args, Reply], None]] = {
+            "upgrade": self._upgrade,
+            "promote": self._promote,
+            "abort": self._abort,
+            "rollback": self._rollback,
+            "status": self._status,
+            "history": self._history,
+            "scale": self._scale,
+            "quiesce": self._quiesce,
+            "resume": self._resume,
+            "stop": self._stop,
+        }
+
+    def handle(self, command: str, args: Args, reply: Reply) -> None:
+        """Carry out one command; every way out of here ends in one ``reply.result``, now or later."""
+        handler = self._commands.get(command)
+        if handler is None:
+            text = f"no command {command!r}; see `quiesce --help`"
+            if command in LATER:
+                text = f"`{command}` comes with a later version of quiesce ({LATER[command]})"
+            reply.result(Exit.USAGE, text)
+            return
+        try:
+            handler(args, reply)
+        except Busy as exc:
+            reply.result(Exit.BUSY, str(exc))
+        except ConfigError as exc:
+            reply.result(Exit.USAGE, str(exc))
+        except QuiesceError as exc:
+            reply.result(Exit.DOWN, str(exc))
+
+    # -- changes ------------------------------------------------------------------------
+
+    def _upgrade(self, args: Args, reply: Reply) -> None:
+        if args.get("canary"):
+            raise ConfigError("--canary comes with a later version of quiesce; leave it out")
+        options = {key: _text(args, key) for key in ("release", "python", "app") if args.get(key)}
+        plan: dict[str, object] = {
+            "force": bool(args.get("force")),
+            "if_changed": bool(args.get("if_changed")),
+        }
+        if args.get("bake") is not None:
+            plan["bake"] = _seconds(args["bake"])
+        watch = self._watch(args, reply)
+        label = _text(args, "label") if args.get("label") else None
+        run = self._service.upgrade(options, label, plan, watch)
+        if run is None:
+            serving = self._service.serving
+            assert serving is not None
+            reply.result(
+                Exit.OK, f"nothing has changed: {serving.release.id} ({serving.release.path}) serves on"
+            )
+        elif args.get("no_wait"):
+            reply.result(
+                Exit.OK,
+                f"upgrade to {run.release.id} has begun; see `quiesce status`",
+                data={"release": run.release.id},
+            )
+
+    def _rollback(self, args: Args, reply: Reply) -> None:
+        which = _text(args, "which") if args.get("which") else None
+        run = self._service.rollback(which, self._watch(args, reply))
+        if args.get("no_wait"):
+            reply.result(
+                Exit.OK,
+                f"rollback to {run.release.id} has begun; see `quiesce status`",
+                data={"release": run.release.id},
+            )
+
+    def _watch(self, args: Args, reply: Reply) -> Watch | None:
+        """Wait for the decision, or with ``wait_drained`` for the end of the old generation as well."""
+        if args.get("no_wait"):
+            return None
+        answer: list[Ended] = []
+
+        def decided(ended: Ended) -> None:
+            answer.append(ended)
+            if not args.get("wait_drained") or ended.code != Exit.OK:
+                self._end(reply, ended)
+            else:
+                reply.progress(f"{ended.text}; waiting for the old workers to drain")
+
+        def finished() -> None:
+            if args.get("wait_drained") and answer and answer[0].code == Exit.OK:
+                self._end(reply, answer[0]._replace(text=answer[0].text + "; the old workers have drained"))
+
+        return Watch(reply.progress, decided, finished)
+
+    def _end(self, reply: Reply, ended: Ended) -> None:
+        serving = self._service.serving
+        release = serving.release.id if serving is not None else None
+        reply.result(ended.code, ended.text, ended.detail, {"release": release})
+
+    def _promote(self, args: Args, reply: Reply) -> None:
+        run = self._service.run
+        if run is None or not run.promote():
+            raise ConfigError("there is no bake to end; see `quiesce status`")
+        reply.result(Exit.OK, f"{run.release.id} is promoted: the bake is over")
+
+    def _abort(self, args: Args, reply: Reply) -> None:
+        run = self._service.run
+        if run is None:
+            raise ConfigError(
+                "there is no rollout to abort; `quiesce rollback` goes back to an earlier release"
+            )
+        run.abort("it was aborted with `quiesce abort`")
+        self._service.when(
+            lambda: not run.deciding,
+            lambda: reply.result(
+                Exit.OK, f"{run.release.id} is aborted; {_serving(self._service)} serves on"
+            ),
+        )
+
+    # -- looking ------------------------------------------------------------------------
+
+    def _status(self, args: Args, reply: Reply) -> None:
+        reply.result(Exit.OK, status.one_line(self._service), data=status.document(self._service))
+
+    def _history(self, args: Args, reply: Reply) -> None:
+        limit = args.get("limit")
+        entries = self._service.history.entries(limit if isinstance(limit, int) and limit > 0 else None)
+        reply.result(Exit.OK, f"{len(entries)} entries", data={"entries": entries})
+
+    # -- workers ------------------------------------------------------------------------
+
+    def _scale(self, args: Args, reply: Reply) -> None:
+        wanted = args.get("workers")
+        if type(wanted) is not int or not 1 <= wanted <= 1000:
+            raise ConfigError("scale wants a number of workers from 1 to 1000")
+        service = self._service
+        before = {worker.id for worker in service.crew}
+        service.scale(wanted)
+        if args.get("no_wait"):
+            reply.result(Exit.OK, f"{wanted} workers are wanted; see `quiesce status`")
+            return
+
+        lost: list[Worker] = []
+
+        def settled() -> bool:
+            if service.serving is None or service.wanted != wanted or service.stopping is not Stopping.NO:
+                return True
+            workers = list(service.serving)
+            lost.extend(worker for worker in workers if worker.failure and worker.id not in before)
+            staying = [worker for worker in workers if worker.state not in GOING]
+            there = WorkerState.PROVEN if service.held else WorkerState.ACCEPTING
+            quiet = (WorkerState.QUIESCED,)
+            return bool(lost) or (
+                len(staying) == wanted and all(w.state is there or w.state in quiet for w in staying)
+            )
+
+        def answer() -> None:
+            if lost:
+                reply.result(
+                    Exit.DOWN, f"less than {wanted} workers serve: {lost[0].failure}", lost[0].detail
+                )
+            elif service.wanted != wanted:
+                reply.result(Exit.BUSY, f"another command wants {service.wanted} workers now")
+            else:
+                reply.result(Exit.OK, f"{wanted} worker{'s' * (wanted != 1)} of {_serving(service)} serve")
+
+        service.when(settled, answer)
+
+    def _chosen(self, args: Args) -> tuple[str, list[Worker]]:
+        what = _text(args, "what")
+        service = self._service
+        if what == "all":
+            return what, [w for w in service.serving or () if w.state not in GOING and w.state not in COMING]
+        workers = [w for w in service.crew if what in (w.id, w.release_id) and w.state not in GOING]
+        if not workers:
+            have = (
+                ", ".join(sorted({w.release_id for w in service.crew} | {w.id for w in service.crew}))
+                or "none"
+            )
+            raise ConfigError(f"no worker or release {what!r}; there are: {have}")
+        coming = [w.id for w in workers if w.state in COMING]
+        if coming:
+            raise ConfigError(f"worker {coming[0]} does not accept yet; see `quiesce status`")
+        return what, workers
+
+    def _quiesce(self, args: Args, reply: Reply) -> None:
+        self._refuse_in_rollout()
+        what, workers = self._chosen(args)
+        if what == "all":
+            self._service.hold()
+        for worker in workers:
+            worker.ask(WorkerEvent.QUIESCE_ASKED)
+        self._answer_when(
+            workers,
+            WorkerState.QUIESCED,
+            reply,
+            f"{what}: {len(workers)} workers are quiesced; new connections wait in the kernel's queue",
+        )
+
+    def _resume(self, args: Args, reply: Reply) -> None:
+        self._refuse_in_rollout()
+        what, workers = self._chosen(args)
+        if what == "all":
+            self._service.unhold()
+        for worker in workers:
+            worker.ask(WorkerEvent.RESUME_ASKED)
+        self._answer_when(workers, WorkerState.ACCEPTING, reply, f"{what}: {len(workers)} workers accept")
+
+    def _refuse_in_rollout(self) -> None:
+        """A rollout quiesces and resumes by itself; a second hand would upset its table."""
+        run = self._service.run
+        if run is not None:
+            raise Busy(
+                f"{run.plan.command} to {run.release.id} is under way; wait for it, or `quiesce abort`"
+            )
+        if self._service.stopping is not Stopping.NO:
+            raise Busy("this instance is stopping")
+
+    def _answer_when(self, workers: list[Worker], state: WorkerState, reply: Reply, text: str) -> None:
+        def answer() -> None:
+            lost = [worker for worker in workers if worker.state is not state]
+            if lost:
+                why = lost[0].failure or f"worker {lost[0].id} is {lost[0].state.value}"
+                reply.result(Exit.DOWN, why)
+            else:
+                reply.result(Exit.OK, text)
+
+        self._service.when(lambda: all(w.state is state or w.state in GOING for w in workers), answer)
+
+    # -- the end ------------------------------------------------------------------------
+
+    def _stop(self, args: Args, reply: Reply) -> None:
+        self._stop_replies.append(reply)
+        self._service.stop(now=bool(args.get("now")))
+        if not self._service.crew.all_gone():
+            reply.progress(f"stopping: waiting for {self._service.waiting_for()}")
+
+    def tell_stopping(self) -> None:
+        """Progress for those who wait for the end."""
+        for reply in self._stop_replies:
+            reply.progress(f"stopping: waiting for {self._service.waiting_for()}")
+
+    def stopped(self) -> None:
+        """Everything has drained: the last answers."""
+        for reply in self._stop_replies:
+            reply.result(Exit.OK, f"{self._service.settings.service.name} has stopped")
+        self._stop_replies.clear()
+
+
+def _serving(service: Service) -> str:
+    return service.serving.release.id if service.serving is not None else "nothing"
+
+
+def _text(args: Args, key: str) -> str:
+    value = args.get(key)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key} wants a text")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if type(value) in (int, float):
+        return max(0.0, float(value))  # type: ignore[arg-type]
+    try:
+        return parse_duration(value)
+    except ValueError as exc:
+        raise ConfigError(f"--bake {exc}") from exc

@@ -1,0 +1,104 @@
+"""The lock that makes an instance unique, and the file that tells people its pid.
+
+The lock is flock(2) on a descriptor that is kept: it dies with its last holder, so there is
+no stale lock, and it survives exec.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from quiesce.shared.errors import ControlError
+
+
+class LockedError(ControlError):
+    """Another supervisor has the lock."""
+
+    def __init__(self, path: str, pid: int | None) -> None:
+        self.pid = pid
+        holder = f"pid {pid}" if pid else "another process"
+        name = os.path.basename(os.path.dirname(path))
+        super().__init__(
+            f"instance {name!r} runs already ({holder} holds {path}); to change what it serves use "
+            "`quiesce upgrade`, to run a second one give it another --name"
+        )
+
+
+class InstanceLock:
+    """A lock that is held.  Owns ``fd`` (close-on-exec), until :meth:`release`."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def write_pid(self, pid: int) -> None:
+        """Say who holds it.  A lock taken before a fork is told the child's pid."""
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{pid}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let go.  The file stays: unlinking it would let two processes hold "the" lock."""
+        os.close(self.fd)
+
+
+def take_lock(path: str) -> InstanceLock:
+    """Take the lock, now or never, and write our pid into it.
+
+    Raises:
+        LockedError: Somebody has it; ``.pid`` says who.
+        ControlError: The file cannot be opened.
+
+    Source: flock(2).
+    """
+    try:
+        # O_NOFOLLOW: the folder may be in a temporary directory.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as exc:
+        raise ControlError(f"cannot open the lock {path}: {exc.strerror}") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        pid = _read_pid(fd)
+        os.close(fd)
+        raise LockedError(path, pid) from exc
+    except OSError as exc:
+        os.close(fd)
+        raise ControlError(f"cannot lock {path}: {exc.strerror}") from exc
+    lock = InstanceLock(fd, path)
+    lock.write_pid(os.getpid())
+    return lock
+
+
+def _read_pid(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else None
+
+
+def write_pidfile(path: str, pid: int) -> None:
+    """Write ``pid`` for people and init systems; readers see the old file or the new one.
+
+    Raises:
+        ControlError: The folder cannot be written.
+    """
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, f"{pid}\n".encode())
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as exc:
+        raise ControlError(f"cannot write the pid file {path}: {exc.strerror}") from exc
+
+
+def remove_pidfile(path: str, pid: int) -> None:
+    """Remove it if it still speaks of ``pid``: a successor's file is not ours to remove."""
+    try:
+        with open(path, encoding="ascii") as file:
+            if file.read().strip() != str(pid):
+                return
+        os.unlink(path)
+    except (OSError, ValueError):
+        pass  # gone already

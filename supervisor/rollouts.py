@@ -1,0 +1,360 @@
+"""Carry out one rollout: facts about workers become events, actions become orders to workers."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from quiesce.shared.deadlines import Timer
+from quiesce.shared.errors import SpawnError
+from quiesce.shared.logs import Log
+from quiesce.shared.scoreboard import Field
+from quiesce.supervisor.core import rollout as table
+from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT
+from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
+from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.core.probe_reply import Verdict
+from quiesce.supervisor.core.releases import Release
+from quiesce.supervisor.core.rollout import Action, Event, State
+from quiesce.supervisor.core.verify import Sample, too_many_errors
+from quiesce.supervisor.crew import Crew, Generation
+from quiesce.supervisor.health import Prober
+from quiesce.supervisor.worker_link import Worker
+
+BAKE_LOOK_S = 0.25  # how often the bake looks at errors and heartbeats
+BAKE_PROBE_S = 1.0  # how often it asks every new worker the health questions again
+STALLED_S = 5.0  # in the bake a new worker's loop that stands still this long is a reason to go back
+
+_ALIVE_AND_WELL = (WorkerState.PROVEN, WorkerState.ADMITTED, WorkerState.ACCEPTING)
+
+
+class Outcome(NamedTuple):
+    """How a rollout was decided."""
+
+    done: bool
+    aborted: bool = False
+    reason: str = ""  # one sentence
+    detail: str = ""  # last lines, traceback
+
+
+class Plan(NamedTuple):
+    """What this rollout is to do."""
+
+    command: str  # start, upgrade, rollback
+    wanted: int  # workers
+    bake_s: float
+    max_error_rate: float
+    gate: bool = True  # False: `--force`
+
+
+class Boss(Protocol):
+    """Who started the rollout and is told of it."""
+
+    def rollout_progress(self, run: "RolloutRun", text: str) -> None: ...
+    def rollout_commits(self, run: "RolloutRun") -> None: ...
+    def rollout_decided(self, run: "RolloutRun", outcome: Outcome) -> None: ...
+    def rollout_finished(self, run: "RolloutRun") -> None: ...
+    def recent_sample(self, generation: Generation) -> Sample: ...
+    def is_held(self) -> bool: ...
+
+
+class RolloutRun:
+    """One change of release, being carried out."""
+
+    def __init__(self, crew: Crew, boss: Boss, plan: Plan, new: Generation, old: Generation | None) -> None:
+        self.plan = plan
+        self.new = new
+        self.old = old
+        self.state = State.STARTING
+        self.since = crew.loop.now()
+        self.state_since = self.since
+        self.reason = ""
+        self.detail = ""
+        self._crew = crew
+        self._loop = crew.loop
+        self._log: Log = crew.log
+        self._boss = boss
+        self._bake: Timer | None = None
+        self._look: Timer | None = None
+        self._probers: list[Prober] = []
+        self._next_probe = self._probed_at = 0.0
+        self._baseline = Sample()
+        self._old_sample = Sample()
+        self._aborted = False
+        self._acting = False
+        self._shown = ""
+
+    @property
+    def release(self) -> Release:
+        return self.new.release
+
+    @property
+    def deciding(self) -> bool:
+        """Does it still stand open?  Then a second change is refused."""
+        return self.state in table.DECIDING
+
+    def begin(self) -> None:
+        """Spawn the new set."""
+        self._tell(f"starting {self.plan.wanted} worker{'s' * (self.plan.wanted != 1)}")
+        for _ in range(self.plan.wanted):
+            try:
+                self._crew.spawn(self.new)
+            except SpawnError as exc:
+                self._lost(str(exc), "")
+                return
+
+    def abort(self, reason: str) -> None:
+        """Go back, on somebody's word."""
+        if table.expects(self.state, Event.ABORT):
+            self._aborted = True
+            self.reason = self.reason or reason
+            self._event(Event.ABORT)
+
+    def promote(self) -> bool:
+        """End the bake well, now.  False if there is no bake to end."""
+        if self.state is not State.BAKING:
+            return False
+        self._event(Event.BAKE_OVER)
+        return True
+
+    def worker_changed(self, worker: Worker, ours: bool) -> None:
+        """A worker of the new (``ours``) or the old set is in another state."""
+        if ours and worker.failure and self.state is not State.ROLLING_BACK:
+            self._lost(worker.failure, worker.detail)
+            return
+        if ours and self.state is State.PROBING and worker.state is WorkerState.READY:
+            worker.ask(WorkerEvent.PROBE_ASKED)
+            return
+        self._look_at_facts()
+
+    # -- facts become events ------------------------------------------------------------
+
+    def _look_at_facts(self) -> None:
+        if self._acting:
+            return  # a worker answered our order at once; the end of the step looks again
+        fact = self._fact()
+        if fact is not None:
+            self._event(fact)
+        elif self.state in (State.STARTING, State.PROBING):
+            self._tell_count()
+
+    def _fact(self) -> Event | None:
+        new = list(self.new)
+        if self.state is State.STARTING and _all_in(new, WorkerState.READY):
+            return Event.ALL_READY if self.plan.gate else Event.ALL_READY_FORCED
+        if self.state is State.PROBING and _all_in(new, WorkerState.PROVEN):
+            return Event.ALL_PROVEN
+        if self.state is State.ADMITTING:
+            held = (
+                (WorkerState.PROVEN, WorkerState.READY) if self._boss.is_held() else (WorkerState.ACCEPTING,)
+            )
+            return Event.ALL_ACCEPTING if _all_in(new, *held) else None
+        if self.state is State.HUSHING and not any(_may_still_accept(worker) for worker in self._old()):
+            return Event.OLD_HUSHED
+        if self.state is State.ROLLING_BACK and self._is_back():
+            return Event.OLD_BACK
+        if self.state is State.DRAINING and not self._old():
+            return Event.OLD_GONE
+        return None
+
+    def _is_back(self) -> bool:
+        if any(_may_still_accept(worker) for worker in self.new):
+            return False
+        return all(
+            worker.state in GOING or worker.state in COMING or worker.state in self._resumed_states()
+            for worker in self._old()
+        )
+
+    def _resumed_states(self) -> tuple[WorkerState, ...]:
+        return (WorkerState.QUIESCED,) if self._boss.is_held() else (WorkerState.ACCEPTING,)
+
+    def _old(self) -> list[Worker]:
+        return list(self.old) if self.old is not None else []
+
+    def _lost(self, why: str, detail: str) -> None:
+        if not self.reason:
+            self.reason, self.detail = why, detail
+        self._event(Event.NEW_LOST)
+
+    # -- events become actions ----------------------------------------------------------
+
+    def _event(self, event: Event) -> None:
+        if not table.expects(self.state, event):
+            return
+        before = self.state
+        self.state, actions = table.step(before, event)
+        if self.state is not before:
+            self.state_since = self._loop.now()
+            self._log.debug("rollout", release=self.release.id, was=before.value, now=self.state.value)
+        self._acting = True
+        for action in actions:
+            _PERFORM[action](self)
+        self._acting = False
+        if self.state is not before:
+            # The next fact may be there already (no old workers; a bake of no time at all).
+            self._loop.call_soon(self._look_at_facts)
+
+    def _probe_new(self) -> None:
+        self._tell(f"probing: {self.new.recipe.terms.rule.text}")
+        for worker in self.new:
+            worker.ask(WorkerEvent.PROBE_ASKED)
+
+    def _admit_new(self) -> None:
+        self._tell("accepting")
+        self._baseline = self.new.sample()
+        self._old_sample = self._boss.recent_sample(self.old) if self.old is not None else Sample()
+        if self._boss.is_held():
+            return  # `quiesce all` is in force: they wait for `resume all`
+        for worker in self.new:
+            worker.ask(WorkerEvent.ACCEPT_ASKED)
+
+    def _hush_old(self) -> None:
+        for worker in self._old():
+            if worker.state in COMING:
+                worker.ask(WorkerEvent.LEAVE_ASKED)
+            elif worker.state not in GOING:
+                worker.ask(WorkerEvent.QUIESCE_ASKED)
+
+    def _arm_bake(self) -> None:
+        killed = [worker.id for worker in self._old() if worker.failure]
+        for worker_id in killed:
+            self._log.warning("old worker did not quiesce", worker=worker_id)
+        now = self._loop.now()
+        if self.plan.bake_s <= 0 or not self.plan.gate or self.old is None:
+            self._loop.call_soon(lambda: self._event(Event.BAKE_OVER))
+            return
+        self._tell(f"baking for {self.plan.bake_s:g} s; {self._old_id()} is quiesced and can be resumed")
+        self._bake = self._loop.call_at(now + self.plan.bake_s, lambda: self._event(Event.BAKE_OVER))
+        self._next_probe = now + BAKE_PROBE_S
+        self._look = self._loop.call_at(now + BAKE_LOOK_S, self._look_at_bake)
+
+    def _look_at_bake(self) -> None:
+        self._look = None
+        if self.state is not State.BAKING:
+            return
+        now = self._loop.now()
+        errors = too_many_errors(
+            self.new.sample().since(self._baseline), self._old_sample, self.plan.max_error_rate
+        )
+        if errors:
+            self._gate_failed(f"release {self.release.id} answers badly: {errors}")
+            return
+        for worker in self.new:
+            worker.copy_output()
+            turn, inside = worker.counter(Field.TURN_NS), worker.counter(Field.IN_REQUEST_SINCE_NS)
+            if turn and not inside and now - turn / 1e9 > STALLED_S:
+                self._gate_failed(
+                    f"the serving loop of worker {worker.id} stands still since {now - turn / 1e9:.0f} s"
+                )
+                return
+        patience = self.new.recipe.terms.start_timeout_s
+        if self._probers and now - self._probed_at > patience:
+            self._gate_failed(f"a health probe during the bake was not answered within {patience:g} s")
+            return
+        if now >= self._next_probe and not self._probers:
+            self._next_probe, self._probed_at = now + BAKE_PROBE_S, now
+            for worker in self.new:
+                if worker.state is WorkerState.ACCEPTING:
+                    self._probe_in_bake(worker)
+        self._look = self._loop.call_at(now + BAKE_LOOK_S, self._look_at_bake)
+
+    def _probe_in_bake(self, worker: Worker) -> None:
+        def done(verdict: Verdict) -> None:
+            if prober in self._probers:
+                self._probers.remove(prober)
+            # A worker that died answers nothing; its death says more than that.
+            if not verdict.passed and worker.state is WorkerState.ACCEPTING:
+                self._loop.call_at(self._loop.now() + 0.05, lambda: self._judge_bake_probe(worker, verdict))
+
+        prober = worker.probe_again(done)
+        self._probers.append(prober)
+
+    def _judge_bake_probe(self, worker: Worker, verdict: Verdict) -> None:
+        if self.state is State.BAKING and worker.state is WorkerState.ACCEPTING:
+            self._gate_failed(f"health probe of worker {worker.id} failed during the bake: {verdict.text}")
+
+    def _gate_failed(self, why: str) -> None:
+        self.reason = self.reason or why
+        self._event(Event.GATE_FAILED)
+
+    def _disarm(self) -> None:
+        for timer in (self._bake, self._look):
+            if timer is not None:
+                timer.cancel()
+        for prober in self._probers:
+            prober.cancel()
+        self._probers.clear()
+
+    def _commit(self) -> None:
+        self._boss.rollout_commits(self)
+
+    def _drain_old(self) -> None:
+        for worker in self._old():
+            if worker.state not in GOING:
+                worker.ask(WorkerEvent.DRAIN_ASKED)
+
+    def _resume_old(self) -> None:
+        self._tell(f"going back to {self._old_id()}: {self.reason}")
+        for worker in self._old():
+            if worker.state not in GOING and worker.state not in COMING and not self._boss.is_held():
+                worker.ask(WorkerEvent.RESUME_ASKED)
+
+    def _discard_new(self) -> None:
+        for worker in self.new:
+            if worker.state in MAY_ACCEPT:
+                worker.ask(WorkerEvent.DRAIN_ASKED)  # it has clients
+            elif worker.state not in GOING:
+                worker.ask(WorkerEvent.LEAVE_ASKED)
+
+    def _report_done(self) -> None:
+        self._boss.rollout_decided(self, Outcome(True))
+
+    def _report_undone(self) -> None:
+        self._boss.rollout_decided(self, Outcome(False, self._aborted, self.reason, self.detail))
+
+    def _finish(self) -> None:
+        self._boss.rollout_finished(self)
+
+    # -- words --------------------------------------------------------------------------
+
+    def _old_id(self) -> str:
+        return self.old.release.id if self.old is not None else "nothing"
+
+    def _tell(self, text: str) -> None:
+        self._boss.rollout_progress(self, f"{self.release.id}: {text}")
+
+    def _tell_count(self) -> None:
+        want = WorkerState.READY if self.state is State.STARTING else WorkerState.PROVEN
+        past = {
+            WorkerState.READY: (WorkerState.READY, *_ALIVE_AND_WELL),
+            WorkerState.PROVEN: _ALIVE_AND_WELL,
+        }[want]
+        count = sum(worker.state in past for worker in self.new)
+        word = "ready" if want is WorkerState.READY else "proven"
+        text = f"{count}/{self.plan.wanted} {word}"
+        if text != self._shown and count:
+            self._shown = text
+            self._tell(text)
+
+
+def _all_in(workers: list[Worker], *states: WorkerState) -> bool:
+    return bool(workers) and all(worker.state in states for worker in workers)
+
+
+def _may_still_accept(worker: Worker) -> bool:
+    """Until a killed worker is reaped it may be inside accept()."""
+    return worker.state in MAY_ACCEPT or worker.state in (WorkerState.KILLED, WorkerState.TERMINATED)
+
+
+_PERFORM: dict[Action, Callable[[RolloutRun], None]] = {
+    Action.PROBE_NEW: RolloutRun._probe_new,
+    Action.ADMIT_NEW: RolloutRun._admit_new,
+    Action.HUSH_OLD: RolloutRun._hush_old,
+    Action.ARM_BAKE: RolloutRun._arm_bake,
+    Action.DISARM: RolloutRun._disarm,
+    Action.COMMIT: RolloutRun._commit,
+    Action.DRAIN_OLD: RolloutRun._drain_old,
+    Action.RESUME_OLD: RolloutRun._resume_old,
+    Action.DISCARD_NEW: RolloutRun._discard_new,
+    Action.REPORT_DONE: RolloutRun._report_done,
+    Action.REPORT_UNDONE: RolloutRun._report_undone,
+    Action.FINISH: RolloutRun._finish,
+}

@@ -1,0 +1,617 @@
+"""One instance: which release serves, what changes, who is wanted.
+
+The one place where rollouts, fleet and commands meet.  It decides nothing that a table in
+`core/` could decide: it brings facts to them and carries their answers out.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+from quiesce.supervisor.history import History
+
+from quiesce.shared import messages as msg
+from quiesce.shared.errors import ConfigError, QuiesceError, SpawnError
+from quiesce.shared.logs import Log
+from quiesce.shared.scoreboard import Field
+from quiesce.supervisor.config import Loaded, Settings
+from quiesce.supervisor.core import backoff, environment, fleet
+from quiesce.supervisor.core.lifecycle import COMING, GOING
+from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
+from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.core.releases import (
+    Release,
+    choose_rollback,
+    good_ones,
+    next_id,
+    was_rolled_back,
+)
+from quiesce.supervisor.core.verify import Sample
+from quiesce.supervisor.crew import Crew, Generation, Recipe
+from quiesce.supervisor.health import health_rule
+from quiesce.supervisor.identity import worker_identity
+from quiesce.supervisor.listeners import Listeners
+from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.release_dir import exists, read_env_files, resolve
+from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
+from quiesce.supervisor.worker_link import Terms, Worker
+
+TICK_S = 1.0  # heartbeats, sums for the error gate, titles
+MINUTE_S = 60.0
+
+Progress = Callable[[str], None]
+
+
+class Busy(QuiesceError):
+    """Another change is being decided."""
+
+
+class Stopping(Enum):
+    NO = 0
+    GRACEFUL = 1
+    FAST = 2
+
+
+class Ended(NamedTuple):
+    """What a command that started a rollout is told at its end."""
+
+    code: int
+    text: str
+    detail: str = ""
+
+
+class Watch(NamedTuple):
+    """Somebody who waits for a rollout."""
+
+    progress: Progress
+    decided: Callable[[Ended], None]
+    finished: Callable[[], None]  # the old generation is gone, too
+
+
+class Service:
+    """The instance.  Everything happens in the loop's one thread."""
+
+    def __init__(
+        self, loop: Loop, log: Log, loaded: Loaded, listeners: Listeners, history: History, log_fd: int
+    ) -> None:
+        self.loop = loop
+        self.log = log
+        self.loaded = loaded
+        self.listeners = listeners
+        self.history = history
+        self.crew = Crew(loop, log, listeners, self._worker_changed)
+        self.started_at = time.time()
+        self.wanted = loaded.settings.service.workers
+        self.serving: Generation | None = None
+        self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
+        self.held = False  # `quiesce all`
+        self.stopping = Stopping.NO
+        self.notices: list[str] = []
+        self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
+        self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
+        self._log_fd = log_fd
+        self._watches: dict[int, list[Watch]] = {}  # by id() of the run
+        self._waiters: list[tuple[Callable[[], bool], Callable[[], None]]] = []
+        self._samples: deque[tuple[float, Generation, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
+        self._overrides: dict[str, str] = {}  # what `upgrade --release` and its like put in force
+        self._ids = [str(entry.get("release", "")) for entry in history.entries()]
+        self._respawn = loop.call_at(loop.now(), lambda: None)
+        self._tick()
+
+    @property
+    def settings(self) -> Settings:
+        return self.loaded.settings
+
+    @property
+    def run(self) -> RolloutRun | None:
+        """The rollout that is still being decided."""
+        return next((run for run in self.runs if run.deciding), None)
+
+    # -- changes ------------------------------------------------------------------------
+
+    def upgrade(
+        self, options: dict[str, str], label: str | None, plan: dict[str, object], watch: Watch | None
+    ) -> RolloutRun | None:
+        """Read the configuration again, look at the disk, roll out what is there.
+
+        Args:
+            options: `release`, `python`, `app` of the command, which stay in force until the
+                configuration's own value changes.
+            label: The deployer's word for it.
+            plan: `bake` (seconds), `force` and `if_changed` (bool).
+            watch: Who waits.
+
+        Returns:
+            The rollout; None if nothing had changed (`if_changed`).
+
+        Raises:
+            Busy: A change is being decided.
+            ConfigError: What is asked for cannot be meant; nothing was touched.
+        """
+        self._refuse_if_busy()
+        overrides = {**self._overrides, **options}
+        again = self.loaded.reload()
+        for key in ("release", "python", "app"):
+            if key not in options and _service_value(again, key) != _service_value(self.loaded, key):
+                overrides.pop(key, None)  # the configuration has spoken since
+        loaded = (
+            self.loaded.reload({f"service.{key}": value for key, value in overrides.items()})
+            if overrides
+            else again
+        )
+        release = resolve(loaded.settings, self._new_id(), label)
+        if plan.get("if_changed") and self.serving is not None and release.same_as(self.serving.release):
+            return None
+        recipe = self.recipe(loaded.settings, release)
+        if again.settings.listen != self.settings.listen:
+            self._notice("the listeners of the configuration have changed: that takes a restart")
+        if again.settings.service.workers != self.settings.service.workers:
+            self.wanted = again.settings.service.workers  # else `scale` stays in force
+        self.loaded, self._overrides = again, overrides
+        self._ids.append(release.id)
+        return self._roll_out("upgrade", release, recipe, plan, watch)
+
+    def rollback(self, which: str | None, watch: Watch | None) -> RolloutRun:
+        """Back to the previous good release, or to the one that is named.
+
+        Raises:
+            Busy, ConfigError: As :meth:`upgrade`.
+        """
+        self._refuse_if_busy()
+        if self.serving is None:
+            raise ConfigError("nothing serves, so there is nothing to roll back from; use `quiesce upgrade`")
+        outcomes = self.history.outcomes()
+        on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
+        release = choose_rollback(which, self.serving.release, outcomes, on_disk)
+        recipe = self.recipe(self.settings, release)
+        if self._overrides:
+            self._overrides = {"release": release.path, "app": release.app}
+        return self._roll_out("rollback", release, recipe, {}, watch)
+
+    def start(self, watch: Watch) -> None:
+        """The cold start: the configured release, gated; else the newest good one still on disk.
+
+        Raises:
+            ConfigError: What is asked for cannot be meant and there is nothing to fall back to.
+        """
+        outcomes = self.history.outcomes()
+        good = [release for release in good_ones(outcomes) if exists(release)]
+        candidates: list[Release] = []
+        try:
+            configured = resolve(self.settings, self._new_id(), None)
+            if was_rolled_back(configured.path, outcomes) and any(
+                not release.same_code(configured) for release in good
+            ):
+                self._notice(
+                    f"{configured.path} was rolled back before and is not started; "
+                    "`quiesce upgrade` tries it again once it is mended"
+                )
+            else:
+                candidates.append(configured)
+                self._ids.append(configured.id)
+        except ConfigError as exc:
+            if not good:
+                raise
+            configured = good[0]
+            self._notice(f"{exc}")
+        candidates += [release for release in good if not release.same_code(configured) or not candidates]
+        self._start_next(candidates, watch)
+
+    def _start_next(self, candidates: list[Release], watch: Watch) -> None:
+        release, rest = candidates[0], candidates[1:]
+
+        def decided(ended: Ended) -> None:
+            if ended.code == 0 or not rest or self.stopping is not Stopping.NO:
+                watch.decided(ended)
+                return
+            self._notice(f"{ended.text}; serving the last good release {rest[0].id} ({rest[0].path}) instead")
+            if ended.detail:
+                self.log.multiline("error", "start failed", ended.detail, release=release.id)
+            self._start_next(rest, watch)
+
+        recipe = self.recipe(self.settings, release)
+        inner = Watch(watch.progress, decided, watch.finished)
+        self._roll_out("start", release, recipe, {"bake": 0.0}, inner)
+
+    def _refuse_if_busy(self) -> None:
+        if self.stopping is not Stopping.NO:
+            raise Busy("this instance is stopping")
+        run = self.run
+        if run is not None:
+            raise Busy(
+                f"{run.plan.command} to {run.release.id} is under way ({run.state.value}); wait for it, "
+                "or end it with `quiesce promote` or `quiesce abort`"
+            )
+
+    def _new_id(self) -> str:
+        return next_id(self._ids)
+
+    def recipe(self, settings: Settings, release: Release) -> Recipe:
+        """How workers of this release are made, with what the configuration says now."""
+        service, rollout, worker = settings.service, settings.rollout, settings.worker
+        identity = worker_identity(service.user, service.group)
+        account = {}
+        if identity is not None:
+            account = {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
+        about = {"QUIESCE_NAME": service.name, "QUIESCE_RELEASE": release.id, "QUIESCE_LABEL": release.label}
+        env = environment.build(os.environ, read_env_files(service.env_files), service.env, about, account)
+        limits = {key: float(getattr(settings.limits, key)) for key in settings.limits.__struct_fields__}
+        configure = msg.Configure(
+            name=service.name,
+            release=release.id,
+            label=release.label,
+            worker="",
+            app=release.app,
+            interface=release.interface,
+            app_dir=release.app_dir,
+            threads=service.threads,
+            start_timeout_s=rollout.start_timeout,
+            exit_timeout_s=worker.exit_timeout,
+            request_timeout_s=worker.request_timeout,
+            limits=limits,
+            log_level=settings.log.level,
+        )
+        rule = health_rule(
+            rollout.health_path,
+            rollout.health_host,
+            rollout.health_headers,
+            rollout.health_passes,
+            rollout.warmup,
+        )
+        return Recipe(Terms(configure, rule, rollout.drain_timeout), env, service.umask, identity)
+
+    def _roll_out(
+        self, command: str, release: Release, recipe: Recipe, plan: dict[str, object], watch: Watch | None
+    ) -> RolloutRun:
+        self._make_room()
+        bake = plan.get("bake")
+        old = self.serving
+        todo = Plan(
+            command=command,
+            wanted=self.wanted,
+            bake_s=float(bake) if isinstance(bake, (int, float)) else self.settings.rollout.bake,
+            max_error_rate=self.settings.rollout.max_error_rate,
+            gate=not plan.get("force"),
+        )
+        run = RolloutRun(self.crew, self, todo, self.crew.begin(release, recipe), old)
+        self.runs.append(run)
+        self._watches[id(run)] = [watch] if watch is not None else []
+        self.log.info(
+            f"{command} begins",
+            release=release.id,
+            label=release.label,
+            path=release.path,
+            was=_id(old) or None,
+        )
+        if old is not None and release.same_code(old.release):
+            self.rollout_progress(
+                run,
+                f"{release.id} and {old.release.id} share {release.path}: rollback works only during the bake",
+            )
+        run.begin()
+        self.on_change()
+        return run
+
+    def _make_room(self) -> None:
+        """`max_generations`: force the oldest that still drain."""
+        limit = self.settings.rollout.max_generations
+        draining = [g for g in self.crew.generations if g is not self.serving and g.workers]
+        # The serving one and the coming one count as well.
+        for generation in draining[: max(0, len(draining) + 2 - limit)] if limit else []:
+            self.log.warning("too many generations", release=generation.release.id, max_generations=limit)
+            for worker in generation:
+                worker.ask(WorkerEvent.LEAVE_ASKED)
+
+    # -- what a rollout says (Boss) --------------------------------------------------------
+
+    def rollout_progress(self, run: RolloutRun, text: str) -> None:
+        self.log.info(text)
+        for watch in self._watches.get(id(run), ()):
+            watch.progress(text)
+        self.on_change()
+
+    def rollout_commits(self, run: RolloutRun) -> None:
+        self.serving = run.new
+        for worker in run.new:
+            worker.use_log(self._log_fd)
+        self._record(run, "done", "")
+        warning = self.history.save_last_good(run.release)
+        if warning:
+            self.log.error("cannot keep the last good release", why=warning)
+
+    def rollout_decided(self, run: RolloutRun, outcome: Outcome) -> None:
+        took = self.loop.now() - run.since
+        if outcome.done:
+            was = f" (was {run.old.release.id})" if run.old is not None else ""
+            ended = Ended(
+                0, f"{run.release.id} serves with {run.new.accepting()} workers{was}; took {took:.1f} s"
+            )
+            if run.old is not None and run.old.release.same_code(run.release):
+                text = f"{ended.text}; both lie in {run.release.path}, so `quiesce rollback` cannot go back"
+                ended = Ended(0, text)
+        else:
+            ended = self._undone(run, outcome)
+        for watch in self._watches.get(id(run), ()):
+            watch.decided(ended)
+        self._after(run, outcome)
+
+    def _undone(self, run: RolloutRun, outcome: Outcome) -> Ended:
+        self._record(
+            run, "aborted" if outcome.aborted else ("rolled_back" if run.old else "failed"), outcome.reason
+        )
+        for worker in run.new:
+            worker.copy_output()
+        self.log.error(f"{run.plan.command} failed", release=run.release.id, reason=outcome.reason)
+        serves = run.old is not None and (run.old.accepting() > 0 or self.held)
+        if not serves:
+            return Ended(3, f"{run.release.id} failed and nothing serves: {outcome.reason}", outcome.detail)
+        assert run.old is not None
+        text = f"{run.release.id} failed, {run.old.release.id} serves on: {outcome.reason}"
+        return Ended(1, text, outcome.detail)
+
+    def _after(self, run: RolloutRun, outcome: Outcome) -> None:
+        if not outcome.done:
+            self._finish(run)
+        self.plan_fleet()
+        self.on_change()
+
+    def rollout_finished(self, run: RolloutRun) -> None:
+        for watch in self._watches.get(id(run), ()):
+            watch.finished()
+        if run.old is not None:
+            self.log.info("drained", release=run.old.release.id)
+        self._finish(run)
+        self.on_change()
+
+    def _finish(self, run: RolloutRun) -> None:
+        if run in self.runs:
+            self.runs.remove(run)
+        self._watches.pop(id(run), None)
+        for generation in (run.new, run.old):
+            self._forget_if_empty(generation)
+
+    def _forget_if_empty(self, generation: Generation | None) -> None:
+        if generation is None or generation.workers or generation is self.serving:
+            return
+        if not any(generation in (run.new, run.old) and run.deciding for run in self.runs):
+            self.crew.forget(generation)
+
+    def recent_sample(self, generation: Generation) -> Sample:
+        """What this generation answered in the last minute."""
+        horizon = self.loop.now() - MINUTE_S
+        for at, whose, sample in self._samples:
+            if at >= horizon and whose is generation:
+                return generation.sample().since(sample)
+        return generation.sample()
+
+    def is_held(self) -> bool:
+        return self.held
+
+    def _record(self, run: RolloutRun, outcome: str, reason: str) -> None:
+        warning = self.history.append(
+            {
+                "at": round(time.time(), 3),
+                "command": run.plan.command,
+                "release": run.release.id,
+                **{key: value for key, value in run.release.to_json().items() if key != "id"},
+                "from": run.old.release.id if run.old is not None else None,
+                "outcome": outcome,
+                "duration_s": round(self.loop.now() - run.since, 3),
+                "reason": reason,
+            }
+        )
+        if warning:
+            self.log.error("cannot write the history", why=warning)
+
+    # -- workers ------------------------------------------------------------------------
+
+    def _worker_changed(
+        self, generation: Generation, worker: Worker, old: WorkerState, new: WorkerState
+    ) -> None:
+        self.log.debug("worker", worker=worker.id, was=old.value, now=new.value, pid=worker.pid)
+        if worker.failure and new in GOING and old not in GOING:
+            self._say_lost(generation, worker)
+        if new is WorkerState.DRAINING and old is not WorkerState.DRAINING:
+            worker.copy_output()
+        if self.stopping is Stopping.NO:
+            self._tell_runs(generation, worker)
+            self._tend(generation, worker, old, new)
+        if new is WorkerState.REAPED:
+            self._forget_if_empty(generation)
+        self._wake_waiters()
+        self.on_change()
+        if self.stopping is not Stopping.NO and self.crew.all_gone():
+            self.on_gone()
+
+    def _tell_runs(self, generation: Generation, worker: Worker) -> None:
+        for run in list(self.runs):
+            if generation is run.new or generation is run.old:
+                run.worker_changed(worker, generation is run.new)
+
+    def _tend(self, generation: Generation, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        """What the fleet does for a worker that no rollout cares for."""
+        run = self.run
+        if generation is self.serving and (run is None or generation is not run.new):
+            if new is WorkerState.READY:
+                worker.ask(WorkerEvent.PROBE_ASKED)
+            elif new is WorkerState.PROVEN and not self.held:
+                worker.ask(WorkerEvent.ACCEPT_ASKED)
+            elif new is WorkerState.ACCEPTING and old is WorkerState.ADMITTED:
+                worker.use_log(self._log_fd)
+                self.log.info("worker accepting", worker=worker.id, pid=worker.pid)
+        if new is WorkerState.REAPED and generation is self.serving:
+            if worker.failure:
+                self._after_death(generation, worker)
+            self.plan_fleet()
+
+    def _say_lost(self, generation: Generation, worker: Worker) -> None:
+        self.log.error("worker lost", worker=worker.id, pid=worker.pid, reason=worker.failure)
+        if worker.detail and generation is self.serving:
+            self.log.multiline("error", "its last words", worker.detail, worker=worker.id)
+
+    def _after_death(self, generation: Generation, worker: Worker) -> None:
+        now = self.loop.now()
+        lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
+        verdict = backoff.after_death(generation.backoff, now, lived)
+        generation.backoff = verdict.backoff
+        if verdict.loop_begins:
+            self._notice(
+                f"crash loop: {verdict.backoff.quick_deaths} workers of {generation.release.id} died at once, the last "
+                f"one because {worker.failure}; quiesce goes on trying every {backoff.MAX_DELAY_S:.0f} s at most; "
+                "deploy a fix with `quiesce upgrade` or go back with `quiesce rollback`"
+            )
+
+    def plan_fleet(self) -> None:
+        """Make the serving release have as many workers as are wanted."""
+        if self.stopping is not Stopping.NO or self.serving is None or self._hushed():
+            return
+        generation, now = self.serving, self.loop.now()
+        plan = fleet.plan(self.wanted, generation.members(), now, generation.backoff.not_before)
+        for number in plan.retire:
+            generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
+        for _ in range(plan.spawn):
+            try:
+                self.crew.spawn(generation)
+            except SpawnError as exc:
+                self.log.error("cannot spawn", release=generation.release.id, error=str(exc))
+                plan = plan._replace(wake_at=now + backoff.MAX_DELAY_S)
+                break
+        if plan.wake_at is not None:
+            self._respawn.cancel()
+            self._respawn = self.loop.call_at(plan.wake_at, self.plan_fleet)
+
+    def _hushed(self) -> bool:
+        """Is the serving set the old one of a rollout that has quiesced it?"""
+        run = self.run
+        return run is not None and run.state.value in ("hushing", "baking")
+
+    def scale(self, wanted: int) -> None:
+        """Want so many workers, until the next reconfigure or cold start.
+
+        Raises:
+            Busy: A rollout is being decided.
+        """
+        self._refuse_if_busy()
+        self.wanted = wanted
+        self.plan_fleet()
+        self.on_change()
+
+    # -- quiesce and resume -------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """`quiesce all`: nobody accepts; new connections wait in the kernel's queue."""
+        self.held = True
+        for worker in self._staying():
+            if worker.state not in COMING:
+                worker.ask(WorkerEvent.QUIESCE_ASKED)
+        self.on_change()
+
+    def unhold(self) -> None:
+        """`resume all`."""
+        self.held = False
+        for worker in self._staying():
+            if worker.state is WorkerState.PROVEN:
+                worker.ask(WorkerEvent.ACCEPT_ASKED)
+            elif worker.state not in COMING:
+                worker.ask(WorkerEvent.RESUME_ASKED)
+        self.on_change()
+
+    def _staying(self) -> list[Worker]:
+        """Workers of the serving release that are not on their way out."""
+        return [worker for worker in self.serving or () if worker.state not in GOING]
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def when(self, fact: Callable[[], bool], then: Callable[[], None]) -> None:
+        """Call ``then`` once, as soon as ``fact`` holds (it is asked after every change of a worker)."""
+        if fact():
+            then()
+        else:
+            self._waiters.append((fact, then))
+
+    def _wake_waiters(self) -> None:
+        ready = [waiter for waiter in self._waiters if waiter[0]()]
+        self._waiters = [waiter for waiter in self._waiters if waiter not in ready]
+        for _, then in ready:
+            then()
+
+    # -- the tick -----------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = self.loop.now()
+        if self.serving is not None:
+            self._samples.append((now, self.serving, self.serving.sample()))
+            oldest = max((worker.accepting_since or now for worker in self.serving), default=now)
+            self.serving.backoff = backoff.after_life(self.serving.backoff, now - oldest)
+        for worker in self.crew:
+            worker.copy_output()
+            self._check_heartbeat(worker, now)
+        self.on_change()
+        self.loop.call_at(now + TICK_S, self._tick)
+
+    def _check_heartbeat(self, worker: Worker, now: float) -> None:
+        """`stall_timeout` and, where requests run inline, `request_timeout`."""
+        if worker.state in COMING or worker.state in (
+            WorkerState.LEAVING,
+            WorkerState.TERMINATED,
+            WorkerState.KILLED,
+        ):
+            return
+        limits = self.settings.worker
+        inside, turn = worker.counter(Field.IN_REQUEST_SINCE_NS), worker.counter(Field.TURN_NS)
+        if inside:
+            limit = limits.request_timeout or 60.0
+            if now - inside / 1e9 > limit:
+                worker.fail(
+                    f"worker {worker.id} was inside one request for more than {limit:g} s and was killed"
+                )
+        elif turn and limits.stall_timeout and now - turn / 1e9 > limits.stall_timeout:
+            worker.fail(
+                f"the serving loop of worker {worker.id} stood still for {limits.stall_timeout:g} s; it was killed"
+            )
+
+    # -- stopping --------------------------------------------------------------------------------
+
+    def stop(self, *, now: bool) -> None:
+        """Let every worker finish (``now``: as fast as is polite) and leave; then ``on_gone``."""
+        wish = Stopping.FAST if now else Stopping.GRACEFUL
+        if wish.value <= self.stopping.value:
+            return
+        first = self.stopping is Stopping.NO
+        self.stopping = wish
+        run = self.run
+        if first and run is not None:
+            ended = Ended(3, f"{run.release.id}: the instance was stopped before it was decided")
+            for watch in self._watches.pop(id(run), ()):
+                watch.decided(ended)
+        for worker in list(self.crew):
+            worker.ask(WorkerEvent.LEAVE_ASKED if now else WorkerEvent.DRAIN_ASKED)
+        self.on_change()
+        if self.crew.all_gone():
+            self.loop.call_soon(self.on_gone)
+
+    def waiting_for(self) -> str:
+        """What a stop waits for, in words."""
+        workers = list(self.crew)
+        connections = sum(worker.counter(Field.CONN_OPEN) for worker in workers)
+        return (
+            f"{connections} connection{'s' * (connections != 1)} on "
+            f"{len(workers)} worker{'s' * (len(workers) != 1)}"
+        )
+
+    def _notice(self, text: str) -> None:
+        """Something loud: in the log, and in `status` until the next good change."""
+        self.log.error(text)
+        self.notices.append(text)
+        del self.notices[:-8]
+
+
+def _service_value(loaded: Loaded, key: str) -> object:
+    return getattr(loaded.settings.service, key)
+
+
+def _id(generation: Generation | None) -> str:
+    return generation.release.id if generation is not None else ""

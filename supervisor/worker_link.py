@@ -1,0 +1,386 @@
+"""One worker: its channel, its pidfd, its one deadline; what it says becomes lifecycle events."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from quiesce.shared import messages as msg
+from quiesce.shared.channel import Channel
+from quiesce.shared.deadlines import Timer
+from quiesce.shared.errors import FdPassingError, IllegalTransition, PeerClosed, ProtocolError
+from quiesce.shared.fdpass import close_all
+from quiesce.shared.logs import Log
+from quiesce.shared.scoreboard import Field, Scoreboard
+from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.core.exits import Ended, describe
+from quiesce.supervisor.core.lifecycle import Action, Event, State, said_by_worker, step
+from quiesce.supervisor.core.probe_reply import Verdict
+from quiesce.supervisor.health import HealthRule, Prober
+from quiesce.supervisor.listeners import Listeners
+from quiesce.supervisor.loop import READ, WRITE, Loop
+from quiesce.supervisor.spawn import Spawned
+
+QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` in this time is killed
+ANSWER_S = 5.0  # for words whose lateness costs nothing
+STARVED_S = 5.0  # ... unless it is runnable and simply gets no processor
+DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
+EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
+
+
+class Terms(NamedTuple):
+    """What the supervisor asks of every worker of a release."""
+
+    configure: msg.Configure
+    rule: HealthRule
+    drain_timeout_s: float
+
+    @property
+    def start_timeout_s(self) -> float:
+        return self.configure.start_timeout_s
+
+
+class House(Protocol):
+    """What a worker uses of the supervisor's."""
+
+    loop: Loop
+    log: Log
+    listeners: Listeners
+    scoreboard: Scoreboard
+
+
+_WORDS: dict[type, Event] = {
+    msg.Hello: Event.SAID_HELLO,
+    msg.Ready: Event.SAID_READY,
+    msg.Accepting: Event.SAID_ACCEPTING,
+    msg.Quiesced: Event.SAID_QUIESCED,
+    msg.Resumed: Event.SAID_RESUMED,
+    msg.Drained: Event.SAID_DRAINED,
+    msg.Failed: Event.SAID_FAILED,
+}
+
+Watcher = Callable[["Worker", State, State], None]
+
+
+class Worker:
+    """One worker process.  Owns its channel, pidfd and capture."""
+
+    def __init__(
+        self,
+        house: House,
+        spawned: Spawned,
+        channel: Channel,
+        capture: Capture,
+        slot: int,
+        number: int,
+        terms: Terms,
+    ) -> None:
+        self.id = terms.configure.worker
+        self.release_id = terms.configure.release
+        self.number = number
+        self.pid = spawned.pid
+        self.slot = slot
+        self.state = State.SPAWNED
+        self.since = house.loop.now()
+        self.accepting_since: float | None = None
+        self.threads = 0
+        self.interface = ""
+        self.failure = ""  # why it was lost, if it was not asked to leave; one sentence
+        self.detail = ""  # its last words: a traceback, or the last lines of its output
+        self.watcher: Watcher = lambda worker, old, new: None
+        self.connections_cut = 0
+        self._house = house
+        self._terms = terms
+        self._channel = channel
+        self._capture: Capture | None = capture
+        self._on_trial = True  # its output goes to the capture, and its last lines are evidence
+        self._pidfd = spawned.pidfd
+        self._timer: Timer | None = None
+        self._waited_since = self.since
+        self._prober: Prober | None = None
+        self._channel_open = True
+        self._asked_to_leave = False
+        house.loop.watch(channel.fileno(), self._on_channel)
+        house.loop.watch(spawned.pidfd, self._on_exit)
+        self._arm(terms.start_timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} {self.state.value} pid={self.pid}>"
+
+    # -- what others ask of it ----------------------------------------------------------
+
+    def ask(self, event: Event) -> None:
+        """Give it an event that a rollout, the fleet or a command asks for."""
+        if event in (Event.LEAVE_ASKED, Event.DRAIN_ASKED):
+            self._asked_to_leave = True
+        self._handle(event)
+
+    def can(self, event: Event) -> bool:
+        """Has the table a row for this now?"""
+        try:
+            step(self.state, event)
+        except IllegalTransition:
+            return False
+        return True
+
+    def fail(self, why: str) -> None:
+        """Kill it for a fault that was observed from outside (a stalled loop)."""
+        self._lost(why)
+        self._asked_to_leave = False
+        self._signal(signal.SIGKILL)
+
+    def probe_again(self, done: Callable[[Verdict], None]) -> Prober:
+        """Ask it the health rule's questions while it serves; the caller bounds the time."""
+        return Prober(self._house.loop, self._channel, self._terms.rule, done)
+
+    def use_log(self, fd: int) -> None:
+        """Its trial is over: from now on it writes to the log itself, whoever lives."""
+        if not self._on_trial:
+            return
+        self._on_trial = False
+        self.copy_output()
+        # What it writes until it has read this still goes into the capture, so that is kept.
+        self._send(msg.UseLog(), (fd,))
+
+    def reopen_log(self, fd: int) -> None:
+        """The log has another descriptor now."""
+        if not self._on_trial:
+            self._send(msg.UseLog(), (fd,))
+
+    def copy_output(self) -> None:
+        """Bring what it wrote into the log."""
+        if self._capture is not None:
+            text = self._capture.take_new()
+            if text:
+                self._house.log.raw(text)
+
+    def counter(self, field: Field) -> int:
+        """A field of its scoreboard slot: a hint."""
+        return int(self._house.scoreboard.slot(self.slot)[field])
+
+    # -- events -------------------------------------------------------------------------
+
+    def _on_channel(self, events: int) -> None:
+        try:
+            if events & WRITE:
+                self._channel.flush()
+                self._watch_channel()
+            while self._channel_open and (incoming := self._channel.receive()) is not None:
+                close_all(incoming.fds)  # a worker has no descriptor to give us
+                self._on_message(incoming.message)
+        except PeerClosed:
+            self._channel_lost()
+        except (ProtocolError, FdPassingError) as exc:
+            self._house.log.error("worker talks nonsense", worker=self.id, pid=self.pid, error=str(exc))
+            self._channel_lost()
+
+    def _on_message(self, message: msg.Message) -> None:
+        self.copy_output()
+        event = _WORDS.get(type(message))
+        if event is None:
+            word = message.type if isinstance(message, msg.Unknown) else type(message).__name__
+            self._house.log.warning("message skipped", worker=self.id, message=word)
+            return
+        if isinstance(message, msg.Hello) and message.oldest_protocol > msg.PROTOCOL:
+            self._lost(
+                f"worker {self.id} needs a newer supervisor (quiesce {message.version}): run `quiesce reexec`"
+            )
+        if isinstance(message, msg.Failed):
+            self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
+        elif isinstance(message, msg.Ready):
+            self.interface, self.threads = message.interface, message.threads
+        elif isinstance(message, msg.Drained):
+            self.connections_cut = message.cut
+        self._handle(event)
+
+    def _channel_lost(self) -> None:
+        self._close_channel()
+        self._handle(Event.CHANNEL_LOST)
+
+    def _on_exit(self, _events: int) -> None:
+        """The process is gone: reap it, exactly once."""
+        self._house.loop.unwatch(self._pidfd)
+        try:
+            info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        except ChildProcessError:
+            info = None  # not our child (adopted): nobody can know how
+        # What it said just before it died may still lie in the channel.
+        if self._channel_open:
+            self._on_channel(READ)
+        before = self.state
+        ended = _ended(info)
+        if not self._asked_to_leave and not self.failure:
+            self._lost(describe(self.id, before, ended))
+        self.copy_output()
+        self._close_channel()
+        if self._prober is not None:
+            self._prober.cancel()
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._handle(Event.EXITED)
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        patience = self._patience()
+        if patience:
+            self._timer = self._house.loop.call_at(self._house.loop.now() + patience, self._on_deadline)
+            return
+        reason = self._overdue()
+        if reason:
+            self._lost(reason)
+        self._handle(Event.DEADLINE)
+
+    def _patience(self) -> float:
+        """Seconds more for a worker that did not answer `quiesce` for a reason that is not its fault."""
+        if self.state not in (State.QUIESCING, State.RESUMING, State.ADMITTED):
+            return 0.0
+        waited = self._house.loop.now() - self._waited_since
+        # Its one thread is inside a request: killing it would fail that request, and the answer
+        # to our word comes right after it.
+        if self.counter(Field.IN_REQUEST_SINCE_NS) and waited < self._terms.drain_timeout_s:
+            return 0.25
+        # It would answer if the machine let it run.
+        if waited < STARVED_S and _wants_processor(self.pid):
+            return 0.25
+        return 0.0
+
+    def _overdue(self) -> str:
+        """Why a deadline that has passed is a fault; "" where it only ends somebody's patience."""
+        waited = f"{self._house.loop.now() - self._waited_since:.0f} s"
+        if self.state in (State.SPAWNED, State.LOADING):
+            return f"worker {self.id} was not ready within start_timeout ({waited}) and was killed"
+        if self.state is State.PROBING:
+            path = self._prober.pending_path() if self._prober else ""
+            return f"worker {self.id} did not answer GET {path} within {waited} and was killed"
+        if self.state in (State.ADMITTED, State.QUIESCING, State.RESUMING):
+            return f"worker {self.id} did not answer `{_ORDER[self.state]}` within {waited} and was killed"
+        return ""
+
+    def _lost(self, why: str, detail: str = "") -> None:
+        """Keep the first reason: what follows is its consequence."""
+        self.copy_output()
+        if not self.failure:
+            self.failure = why
+            self.detail = detail or (self._capture.tail() if self._capture and self._on_trial else "")
+
+    # -- transitions --------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        before = self.state
+        try:
+            self.state, actions = step(before, event)
+        except IllegalTransition as exc:
+            if not said_by_worker(event) and event is not Event.CHANNEL_LOST:
+                raise
+            self._house.log.warning("worker spoke out of turn", worker=self.id, error=str(exc))
+            return
+        if self.state is State.ACCEPTING and self.accepting_since is None:
+            self.accepting_since = self._house.loop.now()
+        for action in actions:
+            _PERFORM[action](self)
+        if self.state is not before:
+            self.watcher(self, before, self.state)
+
+    def _configure(self) -> None:
+        self._send(msg.Listen(self._house.listeners.names()), self._house.listeners.fds())
+        self._send(msg.UseScoreboard(self.slot), (self._house.scoreboard.fd,))
+        self._send(self._terms.configure)
+
+    def _probe(self) -> None:
+        self._prober = Prober(self._house.loop, self._channel, self._terms.rule, self._on_verdict)
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        self._prober = None
+        if self.state is not State.PROBING:
+            return
+        if not verdict.passed:
+            self._lost(f"health probe of worker {self.id} failed: {verdict.text}")
+        self._handle(Event.PROBE_PASSED if verdict.passed else Event.PROBE_FAILED)
+
+    def _send(self, message: msg.Message, fds: tuple[int, ...] | list[int] = ()) -> None:
+        if not self._channel_open:
+            return
+        try:
+            self._channel.send(message, fds)
+            self._watch_channel()
+        except (PeerClosed, ProtocolError, FdPassingError) as exc:
+            if not isinstance(exc, PeerClosed):
+                self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
+            # Not from inside the step that sends: one event at a time.
+            self._close_channel()
+            self._house.loop.call_soon(lambda: self._handle(Event.CHANNEL_LOST))
+
+    def _watch_channel(self) -> None:
+        events = READ | WRITE if self._channel.wants_write else READ
+        self._house.loop.rewatch(self._channel.fileno(), events)
+
+    def _close_channel(self) -> None:
+        if self._channel_open:
+            self._channel_open = False
+            self._house.loop.unwatch(self._channel.fileno())
+            self._channel.close()
+
+    def _signal(self, number: int) -> None:
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass  # it is a zombie already; the reaper comes
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._waited_since = self._house.loop.now()
+        self._timer = self._house.loop.call_at(self._waited_since + seconds, self._on_deadline)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm_answer(self) -> None:
+        self._arm(QUIESCE_ANSWER_S if self.state is State.QUIESCING else ANSWER_S)
+
+
+_ORDER = {State.ADMITTED: "accept", State.QUIESCING: "quiesce", State.RESUMING: "resume"}
+
+_PERFORM: dict[Action, Callable[[Worker], None]] = {
+    Action.CONFIGURE: Worker._configure,
+    Action.PROBE: Worker._probe,
+    Action.SEND_ACCEPT: lambda w: w._send(msg.Accept()),
+    Action.SEND_QUIESCE: lambda w: w._send(msg.Quiesce()),
+    Action.SEND_RESUME: lambda w: w._send(msg.Resume()),
+    Action.SEND_DRAIN: lambda w: w._send(msg.Drain(w._terms.drain_timeout_s)),
+    Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
+    Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),
+    Action.SIGTERM: lambda w: w._signal(signal.SIGTERM),
+    Action.SIGKILL: lambda w: w._signal(signal.SIGKILL),
+    Action.ARM_PROBE: lambda w: w._arm(w._terms.start_timeout_s),
+    Action.ARM_ANSWER: Worker._arm_answer,
+    Action.ARM_DRAIN: lambda w: w._arm(w._terms.drain_timeout_s + DRAIN_GRACE_S),
+    Action.ARM_EXIT: lambda w: w._arm(w._terms.configure.exit_timeout_s + EXIT_GRACE_S),
+    Action.DISARM: Worker._disarm,
+}
+
+
+def _ended(info: os.waitid_result | None) -> Ended:
+    if info is None:
+        return Ended()
+    if info.si_code == os.CLD_EXITED:
+        return Ended(status=info.si_status)
+    return Ended(signal=info.si_status)
+
+
+def _wants_processor(pid: int) -> bool:
+    """Is the process runnable (or in the kernel), so that only the machine keeps it from answering?
+
+    A hint only; the pid cannot be another's, since it is our child and not reaped.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] in ("R", "D")

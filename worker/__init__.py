@@ -1,0 +1,1 @@
+"""Serves: the HTTP daemon that runs one release."""

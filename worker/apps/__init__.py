@@ -1,0 +1,1 @@
+"""From our requests to somebody's callable."""

@@ -1,0 +1,1 @@
+"""Pure: one HTTP connection, its limits, its framing.  No I/O and no clock."""

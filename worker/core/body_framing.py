@@ -1,0 +1,179 @@
+"""Where does this message's body end?  RFC 9112 §6 and §7, the strict reading.
+
+Pure.  Both decoders have the same shape: ``feed(data)`` returns the payload found in it; ``done`` says
+that the body is complete, and then ``rest`` is what came behind it, the next request's beginning.
+"""
+
+from quiesce.worker.core.rejected import Rejected
+
+_MAX_LINE = 256  # of a chunk's size and extensions, which nobody needs
+_DIGITS = b"0123456789"
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
+_NOT_TEXT = bytes([*range(9), *range(10, 32), 127])  # CTL but HTAB
+TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def body_length(
+    version: str, transfer_encodings: list[bytes], content_lengths: list[bytes], limit: int
+) -> int:
+    """The body's length in bytes, or -1 for chunked.
+
+    Args:
+        version: "1.1" or "1.0".
+        transfer_encodings, content_lengths: Every field value of that name.
+        limit: Largest body in bytes; 0 = none.
+
+    Raises:
+        Rejected: 400, 413 or 501.  Wherever two readings are possible we take neither: that is what
+            request smuggling lives on (RFC 9112 §6.1, §6.3, §11.2).
+    """
+    if transfer_encodings:
+        if content_lengths:
+            raise Rejected(400, "Transfer-Encoding and Content-Length in one request")
+        if version == "1.0":
+            raise Rejected(400, "Transfer-Encoding in an HTTP/1.0 request")
+        if len(transfer_encodings) != 1 or transfer_encodings[0].lower() != b"chunked":
+            raise Rejected(501, "the only Transfer-Encoding known here is chunked")
+        return -1
+    if not content_lengths:
+        return 0
+    value = content_lengths[0]
+    if len(content_lengths) != 1:
+        raise Rejected(400, "more than one Content-Length")
+    if not value or value.translate(None, _DIGITS):
+        raise Rejected(400, "Content-Length is not a number")
+    if len(value) > 18:  # beyond 63 bits, and int() of a megabyte of digits is slow
+        raise Rejected(413, "Content-Length is larger than anything")
+    length = int(value)
+    if limit and length > limit:
+        raise Rejected(413, f"the body is larger than {limit} bytes")
+    return length
+
+
+class LengthDecoder:
+    """So many bytes."""
+
+    __slots__ = ("_left", "done", "rest")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+        self.rest = b""
+
+    @property
+    def left(self) -> int:
+        """Bytes still to come; -1 if that cannot be known."""
+        return self._left
+
+    def feed(self, data: bytes) -> bytes:
+        left = self._left
+        if len(data) < left:
+            self._left = left - len(data)
+            return data
+        self._left = 0
+        self.done = True
+        if len(data) == left:
+            return data
+        self.rest = data[left:]
+        return data[:left]
+
+
+class ChunkedDecoder:
+    """RFC 9112 §7.1.  Extensions and trailers are checked, bounded and dropped."""
+
+    __slots__ = ("_buffer", "_expect", "_left", "_limit", "_total", "_trailer_bytes", "done", "left", "rest")
+
+    def __init__(self, limit: int, trailer_bytes: int) -> None:
+        """``limit``: largest payload (0 = none); ``trailer_bytes``: largest trailer section."""
+        self._buffer = b""  # an incomplete line
+        self._expect = "size"  # size → data → end → size …; size 0 → trailer
+        self._left = 0  # of the chunk
+        self._limit = limit
+        self._total = 0
+        self._trailer_bytes = trailer_bytes
+        self.left = -1
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Raises:
+        Rejected: 400 malformed, 413 too large, 431 trailers too large.
+        """
+        payload: list[bytes] = []
+        data, self._buffer = self._buffer + data, b""
+        at = 0
+        while at < len(data):
+            if self._expect == "data":
+                piece = data[at : at + self._left]
+                payload.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if not self._left:
+                    self._expect = "end"
+                continue
+            if self._expect == "end":
+                if not b"\r\n".startswith(data[at : at + 2]):
+                    raise Rejected(400, "a chunk is longer than its size")
+                if len(data) - at < 2:
+                    break
+                at += 2
+                self._expect = "size"
+                continue
+            eol = self._line_end(data, at)
+            if eol < 0:
+                break
+            line, at = data[at:eol], eol + 2
+            if self._expect == "size":
+                self._size(line)
+            elif line:
+                self._trailer(line)
+            else:
+                self.done = True
+                self.rest = data[at:]
+                return b"".join(payload)
+        self._buffer = data[at:]
+        return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def _line_end(self, data: bytes, at: int) -> int:
+        """Where the line that starts at ``at`` ends, or -1.  A bare CR or LF never ends one."""
+        limit = _MAX_LINE if self._expect == "size" else self._trailer_bytes
+        eol = data.find(b"\r\n", at)
+        end = eol if eol >= 0 else len(data) - data.endswith(b"\r")
+        if data[at:end].translate(None, _NOT_TEXT) != data[at:end]:
+            raise Rejected(400, "control characters in a chunk's size or trailer")
+        if end - at > limit:
+            if self._expect == "size":
+                raise Rejected(400, "a chunk's size line is too long")
+            raise Rejected(431, "the trailer section is too large")
+        return eol
+
+    def _size(self, line: bytes) -> None:
+        digits, semicolon, extension = line.partition(b";")
+        if not digits or len(digits) > 15 or digits.translate(None, _HEX_DIGITS):
+            raise Rejected(400, "a chunk's size is not a hexadecimal number")
+        if semicolon and not _extension_is_sane(extension):
+            raise Rejected(400, "a chunk's extension is malformed")
+        self._left = int(digits, 16)
+        self._total += self._left
+        if self._limit and self._total > self._limit:
+            raise Rejected(413, f"the body is larger than {self._limit} bytes")
+        self._expect = "data" if self._left else "trailer"
+
+    def _trailer(self, line: bytes) -> None:
+        name, colon, _ = line.partition(b":")
+        if not colon or not name or name.translate(None, TOKEN):
+            raise Rejected(400, "a trailer field is malformed")
+        self._trailer_bytes -= len(line) + 2
+        if self._trailer_bytes < 0:
+            raise Rejected(431, "the trailer section is too large")
+
+
+def _extension_is_sane(extension: bytes) -> bool:
+    # We drop extensions; all that matters is that nobody else can read a line end out of them, which the
+    # control characters' check has made sure of.  Quotes must pair up, so that "1;a=\"" hides nothing.
+    return extension.replace(b'\\"', b"").count(b'"') % 2 == 0
+
+
+def decoder(length: int, limit: int, trailer_bytes: int) -> "LengthDecoder | ChunkedDecoder":
+    """The decoder for what :func:`body_length` said."""
+    return LengthDecoder(length) if length >= 0 else ChunkedDecoder(limit, trailer_bytes)

@@ -1,0 +1,214 @@
+"""A request's head: bytes to Request.  The only file that knows httptools.
+
+llhttp reads the fields and nothing else.  The request line is ours (llhttp refuses methods that it does
+not know), so are the framing (body_framing.py) and the checks on bytes that no field may hold.  So
+whatever llhttp's version is lenient about, we are not; and one parser serves all connections, because it
+only ever sees whole heads: an idle connection costs no parser.
+
+Source: RFC 9112 §2.2, §3, §5; RFC 9110 §5.5, §7.2.
+"""
+
+import httptools
+
+from quiesce.worker.core.body_framing import TOKEN, body_length
+from quiesce.worker.core.limits import Limits
+from quiesce.worker.core.rejected import Rejected
+from quiesce.worker.core.request import Header, Request
+
+_METHODS = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")
+}
+_VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
+_CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
+_VISIBLE = bytes(range(0x21, 0x7F))
+_HOST = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._~%!$&'()*+,;=:[]"
+_DECIDING = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"proxy-connection")
+)
+_LINE = b"GET / HTTP/1.1\r\n"
+
+
+class HeadParser:
+    """Turns heads into requests, one after the other.  Not for two threads at once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._names: dict[bytes, bytes] = {}  # as sent → lower case; bounded
+        self._renew()
+
+    def _renew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools' callback."""
+        lower = self._names.get(name)
+        if lower is None:
+            lower = self._learn(name)
+        header = (lower, value.rstrip(b" \t"))
+        self._headers.append(header)
+        if lower in _DECIDING:
+            self._deciding.append(header)
+
+    def _learn(self, name: bytes) -> bytes:
+        if name.translate(None, TOKEN):
+            raise Rejected(400, "a field name is not a token")
+        if len(self._names) > 1000:  # somebody invents names: start again
+            self._names.clear()
+        lower = self._names[name] = name.lower()
+        return lower
+
+    def check_part(self, data: bytes) -> None:
+        """Judge a head that is not complete, so that nonsense is answered at once.
+
+        ``data`` begins where the request line begins.
+
+        Raises:
+            Rejected: It can never become a good one.
+        """
+        limits = self._limits
+        eol = data.find(b"\r\n")
+        if (eol if eol >= 0 else len(data)) > limits.line_bytes:
+            raise Rejected(414, f"the request line is longer than {limits.line_bytes} bytes")
+        if len(data) > limits.header_bytes:
+            raise Rejected(431, f"the header section is larger than {limits.header_bytes} bytes")
+        newlines = data.count(b"\n")
+        if newlines != data.count(b"\r\n") or data.count(b"\r") - data.endswith(b"\r") != newlines:
+            raise Rejected(400, "a line ends in a bare CR or LF")
+        if len(data.translate(None, _CONTROL)) != len(data):
+            raise Rejected(400, "control characters in the header section")
+
+    def parse(self, head: bytes) -> Request:
+        """Parse a head.
+
+        Args:
+            head: From the request line to the empty line, both included.
+
+        Raises:
+            Rejected: 400, 413, 414, 417, 431, 501 or 505.
+        """
+        limits = self._limits
+        eol = head.find(b"\r\n")
+        if eol > limits.line_bytes or len(head) > limits.header_bytes:
+            self.check_part(head)
+        newlines = head.count(b"\n")
+        if (
+            newlines != head.count(b"\r\n")
+            or newlines != head.count(b"\r")
+            or len(head.translate(None, _CONTROL)) != len(head)
+        ):
+            raise Rejected(400, "control characters or a bare CR or LF in the header section")
+        parts = head[:eol].split(b" ")
+        if len(parts) != 3:
+            raise Rejected(400, "the request line is not METHOD TARGET VERSION")
+        target = parts[1]
+        version = _VERSIONS.get(parts[2]) or _other_version(parts[2])
+        method = _METHODS.get(parts[0]) or _other_method(parts[0])
+        if target[:1] != b"/" or target.translate(None, _VISIBLE):
+            _check_target(method, target)
+
+        headers: list[Header] = []
+        deciding: list[Header] = []
+        self._headers, self._deciding = headers, deciding
+        try:
+            self._parser.feed_data(_LINE + head[eol + 2 :])
+        except httptools.HttpParserUpgrade:
+            pass  # an offer that we may decline (RFC 9110 §7.8)
+        except httptools.HttpParserError as exc:
+            self._renew()
+            raise _refusal(head, exc) from None
+        if len(headers) > limits.header_count:
+            self._renew()
+            raise Rejected(431, f"more than {limits.header_count} fields")
+        request = Request(method, target, version, headers)
+        if len(deciding) == 1 and deciding[0][0] == b"host":
+            host = deciding[0][1]
+            if host.translate(None, _HOST):
+                raise Rejected(400, "Host is malformed")
+        else:
+            self._renew()  # what decides for us decided for llhttp as well: it may be waiting for a body
+            _decide(request, deciding, limits.body_bytes)
+        if target[:1] != b"/":
+            _prefer_target_host(request)
+        return request
+
+
+def _other_version(version: bytes) -> str:
+    """Raise, or return "1.1": we answer any 1.x as such (RFC 9110 §2.5)."""
+    digits = version[5:].split(b".")
+    if version[:5] != b"HTTP/" or len(digits) != 2 or any(len(d) != 1 or not d.isdigit() for d in digits):
+        raise Rejected(400, "the version is malformed")
+    if digits[0] != b"1":
+        raise Rejected(505, "this server speaks HTTP/1.1 and 1.0")
+    return "1.1"
+
+
+def _other_method(method: bytes) -> str:
+    if not method or len(method) > 64 or method.translate(None, TOKEN):
+        raise Rejected(400, "the method is not a token")
+    if method == b"CONNECT":
+        raise Rejected(501, "this server is no proxy")
+    return method.decode("ascii")
+
+
+def _check_target(method: str, target: bytes) -> None:
+    """RFC 9112 §3.2: origin-form, absolute-form, or the asterisk of OPTIONS."""
+    if not target or target.translate(None, _VISIBLE):
+        raise Rejected(400, "the request target holds characters that must be percent-encoded")
+    if target[:1] == b"/" or (target == b"*" and method == "OPTIONS"):
+        return
+    scheme, separator, rest = target.partition(b"://")
+    authority = rest.replace(b"?", b"/").partition(b"/")[0]
+    if scheme.lower() not in (b"http", b"https") or not separator or not authority or b"@" in authority:
+        raise Rejected(400, "the request target is neither a path nor an http URI")
+    if authority.translate(None, _HOST):
+        raise Rejected(400, "the request target's host is malformed")
+
+
+def _prefer_target_host(request: Request) -> None:
+    """With absolute-form, Host says what the target says, whatever was sent (RFC 9112 §3.2.2)."""
+    if request.target == b"*":
+        return
+    authority = request.target.partition(b"://")[2].replace(b"?", b"/").partition(b"/")[0].partition(b"#")[0]
+    request.headers[:] = [(b"host", authority) if name == b"host" else (name, value)
+                          for name, value in request.headers]  # fmt: skip
+
+
+def _decide(request: Request, deciding: list[Header], body_limit: int) -> None:
+    """Everything that fields say about the message itself."""
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in deciding:
+        values.setdefault(name, []).append(value)
+    hosts = values.get(b"host", ())
+    if len(hosts) != 1 and (hosts or request.version == "1.1"):
+        raise Rejected(400, "exactly one Host is needed")
+    if hosts and hosts[0].translate(None, _HOST):
+        raise Rejected(400, "Host is malformed")
+    request.length = body_length(
+        request.version, values.get(b"transfer-encoding", []), values.get(b"content-length", []), body_limit
+    )
+    tokens = {token.strip(b" \t").lower() for value in values.get(b"connection", ()) for token in value.split(b",")}
+    request.keep_alive = b"close" not in tokens and (request.version == "1.1" or b"keep-alive" in tokens)
+    for value in values.get(b"expect", ()):
+        if value.lower() != b"100-continue":
+            raise Rejected(417, "the only expectation known here is 100-continue")
+        request.expects_continue = request.version == "1.1"
+
+
+def _refusal(head: bytes, error: Exception) -> Rejected:
+    """What llhttp refused, in our words.  It judges Transfer-Encoding before we see it: ours is the verdict."""
+    codings = []
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            break
+        if name.lower() == b"transfer-encoding":
+            codings.append(value.strip(b" \t"))
+    else:
+        if codings and "Transfer-Encoding" in str(error) and b"HTTP/1.0\r\n" not in head:
+            try:
+                body_length("1.1", codings, [], 0)
+            except Rejected as rejected:
+                return rejected
+    if "Content-Length overflow" in str(error):
+        return Rejected(413, "Content-Length is larger than anything")
+    return Rejected(400, f"the header section is malformed ({error})")

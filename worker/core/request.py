@@ -1,0 +1,135 @@
+"""One request, as an application sees it."""
+
+from typing import IO
+
+Address = tuple[str, int] | None
+"""A peer's or our own (host, port); None on a unix socket."""
+
+Header = tuple[bytes, bytes]
+
+_HEX = {b"%02x" % i: bytes((i,)) for i in range(256)}
+_HEX |= {key.upper(): value for key, value in _HEX.items()}
+_HEX |= {bytes((a, b)): _HEX[bytes((a, b)).lower()] for a in b"abcdefABCDEF" for b in b"abcdefABCDEF"}
+
+
+def unquote(raw: bytes) -> bytes:
+    """Percent-decode; an escape that is none stays as it is (RFC 3986 §2.4 says decode once, never twice)."""
+    if b"%" not in raw:
+        return raw
+    first, *rest = raw.split(b"%")
+    parts = [first]
+    for piece in rest:
+        octet = _HEX.get(piece[:2])
+        parts += (b"%", piece) if octet is None else (octet, piece[2:])
+    return b"".join(parts)
+
+
+class Request:
+    """What the client asked for.
+
+    Attributes:
+        method: As sent; case matters.
+        target: The request target as sent.
+        version: ``"1.1"`` or ``"1.0"``.
+        headers: ``(name, value)`` in order, names in lower case, values without surrounding white space.
+        scheme: ``"http"`` or ``"https"``.
+        peer, local: Both ends of the connection, None on a unix socket.
+        file: The body, a binary file at its beginning, or None where it is not there (streaming
+            applications read it from their exchange).  It is closed after the response.
+    """
+
+    __slots__ = (
+        "_path", "_query", "_raw_path", "expects_continue", "file", "headers", "keep_alive", "length",
+        "local", "method", "peer", "scheme", "target", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        version: str = "1.1",
+        headers: list[Header] | None = None,
+        *,
+        scheme: str = "http",
+        peer: Address = None,
+        local: Address = None,
+        file: IO[bytes] | None = None,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers: list[Header] = [] if headers is None else headers
+        self.scheme = scheme
+        self.peer = peer
+        self.local = local
+        self.file = file
+        # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
+        self.keep_alive = version == "1.1"
+        self.length = 0  # of the body in bytes; -1 = chunked
+        self.expects_continue = False
+        self._raw_path: bytes | None = None
+
+    def _split(self) -> None:
+        target = self.target
+        if target[:1] not in (b"/", b"*"):  # absolute-form: RFC 9112 §3.2.2
+            start = target.find(b"/", target.find(b"://") + 3)
+            query = target.find(b"?")
+            if start < 0 or 0 <= query < start:
+                target = b"/" if query < 0 else b"/" + target[query:]
+            else:
+                target = target[start:]
+        target = target.partition(b"#")[0]
+        path, _, self._query = target.partition(b"?")
+        self._raw_path = path
+        decoded = unquote(path)
+        try:
+            self._path = decoded.decode()
+        except UnicodeDecodeError:
+            self._path = decoded.decode("latin-1")
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path as sent, without the query."""
+        if self._raw_path is None:
+            self._split()
+        return self._raw_path  # type: ignore[return-value]
+
+    @property
+    def path(self) -> str:
+        """The path, percent-decoded, as UTF-8 or else as Latin-1."""
+        if self._raw_path is None:
+            self._split()
+        return self._path
+
+    @property
+    def query(self) -> bytes:
+        """What follows the first ``?``, as sent."""
+        if self._raw_path is None:
+            self._split()
+        return self._query
+
+    def header(self, name: str, default: str = "") -> str:
+        """The first value of that name, case-insensitively, as Latin-1."""
+        wanted = name.lower().encode("latin-1")
+        for key, value in self.headers:
+            if key == wanted:
+                return value.decode("latin-1")
+        return default
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on in the body; ``b""`` at its end."""
+        return b"" if self.file is None else self.file.read(size)
+
+    @property
+    def body(self) -> bytes:
+        """The whole body in memory, however much of it was read before."""
+        if self.file is None:
+            return b""
+        position = self.file.tell()
+        self.file.seek(0)
+        data = self.file.read()
+        self.file.seek(position)
+        return data
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.target.decode('latin-1')}>"

@@ -1,0 +1,90 @@
+"""What a native handler returns."""
+
+from collections.abc import Iterable, Mapping
+
+from quiesce.worker.core.request import Header
+from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_body
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+Body = bytes | str | Iterable[bytes]
+
+SMALL = 16 * 1024  # so much body is copied behind its head and kept; more goes out from where it lies
+
+
+class Response:
+    """A response.  It may be kept and returned again, from any thread: its bytes are made once a second.
+
+    Args:
+        body: Bytes, text (UTF-8), or an iterable of bytes.  An iterable can be sent once; if it has
+            ``close()``, that is called when it is done or the client has gone.
+        status: 200 to 999.
+        headers: A mapping or (name, value) pairs.  Date, framing and Connection are the daemon's.
+        content_type: Default for text and bytes ``text/plain; charset=utf-8``; not used if headers have one.
+
+    Raises:
+        BadResponse: It cannot be sent as HTTP (a line break in a header, for instance).
+    """
+
+    __slots__ = ("_cached", "body", "head", "path", "status")
+
+    def __init__(
+        self,
+        body: Body = b"",
+        status: int = 200,
+        headers: Headers | None = None,
+        *,
+        content_type: str | None = None,
+    ) -> None:
+        self.status = status
+        self.body: bytes | Iterable[bytes] = body.encode() if isinstance(body, str) else body
+        self.path: str | None = None
+        self.head: Head = encode(status, _fields(headers, content_type or "text/plain; charset=utf-8"))
+        self._cached = (b"", b"", b"")  # date, connection, bytes: one store, for threads
+
+    @classmethod
+    def file(
+        cls,
+        path: str,
+        status: int = 200,
+        headers: Headers | None = None,
+        *,
+        content_type: str = "application/octet-stream",
+    ) -> "Response":
+        """The contents of a regular file, sent by the kernel.  It is opened for each request."""
+        response = cls(b"", status, headers, content_type=content_type)
+        response.path = path
+        return response
+
+    def wire(self, date: bytes, connection: bytes) -> bytes:
+        """Head and body as they are sent; only for a body in bytes.
+
+        ``date`` and ``connection`` are whole lines.  Cached for as long as both stay the same.
+        """
+        cached = self._cached
+        if cached[0] == date and cached[1] == connection:
+            return cached[2]
+        head, body = self.head, self.body
+        assert isinstance(body, bytes)
+        length = b""
+        if head.length < 0 and not has_no_body(head.status):
+            length = b"Content-Length: %d\r\n" % len(body)
+        wire = b"".join((head.lines, b"" if head.dated else date, length, connection, b"\r\n", body))
+        self._cached = (date, connection, wire)
+        return wire
+
+
+def _fields(headers: Headers | None, content_type: str) -> list[Header]:
+    if headers is None:
+        return [(b"Content-Type", _encode(content_type))]
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    fields = [(_encode(name), _encode(value)) for name, value in pairs]
+    if not any(name.lower() == b"content-type" for name, _ in fields):
+        fields.append((b"Content-Type", _encode(content_type)))
+    return fields
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        raise BadResponse(f"{text!r} does not fit a header: Latin-1 is all that HTTP knows") from None

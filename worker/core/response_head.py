@@ -1,0 +1,90 @@
+"""A response's head: status and fields to bytes, with nothing in it that could end it early.
+
+Source: RFC 9112 §4, §6.3; RFC 9110 §5.5, §7.6.1 (hop-by-hop fields are the daemon's), §8.6.
+"""
+
+from collections.abc import Iterable
+
+from quiesce.worker.core.body_framing import TOKEN
+from quiesce.worker.core.rejected import REASONS
+from quiesce.worker.core.request import Header
+
+STATUS_LINES = {
+    code: b"HTTP/1.1 %d %s\r\n" % (code, reason.encode()) for code, reason in REASONS.items() if code >= 200
+}
+_NO_BODY = frozenset((204, 205, 304))
+_CONNECTION, _LENGTH, _DATE = b"connection", b"content-length", b"date"
+_DROPPED = frozenset((b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection"))
+_SPECIAL = _DROPPED | {_CONNECTION, _LENGTH, _DATE}
+_names: dict[bytes, bytes] = {}  # as given → lower case; bounded
+
+
+class BadResponse(ValueError):
+    """An application's response that cannot be sent as HTTP: its bug, a 500."""
+
+
+class Head:
+    """A checked head without framing, Date and Connection, which depend on what comes after it."""
+
+    __slots__ = ("close", "dated", "length", "lines", "status")
+
+    def __init__(self, status: int, lines: bytes, length: int, close: bool, dated: bool) -> None:
+        self.status = status
+        self.lines = lines  # status line and fields, each with CRLF
+        self.length = length  # what Content-Length says, -1 if it is not given
+        self.close = close  # the application said Connection: close
+        self.dated = dated
+
+
+def _learn(name: bytes) -> bytes:
+    if not name or name.translate(None, TOKEN):
+        raise BadResponse(f"{name!r} is not a header name")
+    if len(_names) > 1000:
+        _names.clear()
+    lower = _names[name] = name.lower()
+    return lower
+
+
+def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
+    """Check and encode what an application wants to say.
+
+    Raises:
+        BadResponse: A name that is no token, a value with CR, LF or NUL in it (header injection), a length
+            that is no number, a status that is not 200 to 999.
+    """
+    line = STATUS_LINES.get(status)
+    if reason or line is None:
+        if not 200 <= status <= 999:
+            raise BadResponse(f"{status} is not the status of a final response")
+        line = b"HTTP/1.1 %d %s\r\n" % (status, reason)
+    parts = [line]
+    length, close, dated = -1, False, False
+    for name, value in headers:
+        lower = _names.get(name) or _learn(name)
+        if lower in _SPECIAL:
+            if lower in _DROPPED:
+                continue
+            if lower == _CONNECTION:
+                close = close or b"close" in value.lower()
+                continue
+            if lower == _DATE:
+                dated = True
+            else:
+                if not value.isdigit() or len(value) > 18 or length not in (-1, int(value)):
+                    raise BadResponse(f"Content-Length {value!r} is not a length, or a second one")
+                if length >= 0:
+                    continue
+                length = int(value)
+                if status == 204:  # RFC 9110 §8.6: must not
+                    continue
+        parts.append(b"%s: %s\r\n" % (name, value))
+    lines = b"".join(parts)
+    count = len(parts)
+    if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\0" in lines:
+        raise BadResponse("a status or header holds CR, LF or NUL")
+    return Head(status, lines, length, close, dated)
+
+
+def has_no_body(status: int) -> bool:
+    """True for the statuses that end with their head (RFC 9112 §6.3; 205 by RFC 9110 §15.3.6)."""
+    return status in _NO_BODY

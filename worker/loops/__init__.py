@@ -1,0 +1,1 @@
+"""One seam, one file per way of waiting."""

@@ -1,0 +1,1 @@
+"""Sockets: accepting, one connection's reads and writes."""

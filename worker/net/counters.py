@@ -1,0 +1,73 @@
+"""The daemon's figures: a slot of the scoreboard, counted by several threads.
+
+Importing shared.scoreboard would be enough, but an IntEnum's members are looked up slowly; plain numbers here.
+"""
+
+from _thread import allocate_lock
+
+from quiesce.shared.scoreboard import SLOT_FIELDS, Field
+
+TURN_NS = int(Field.TURN_NS)
+IN_REQUEST_SINCE_NS = int(Field.IN_REQUEST_SINCE_NS)
+CONN_OPEN = int(Field.CONN_OPEN)
+CONN_IDLE = int(Field.CONN_IDLE)
+CONN_BUSY = int(Field.CONN_BUSY)
+REQUESTS = int(Field.REQUESTS)
+RESPONSES = int(Field.RESP_1XX) - 1  # + a status's first digit
+BYTES_IN = int(Field.BYTES_IN)
+BYTES_OUT = int(Field.BYTES_OUT)
+ACCEPTED = int(Field.ACCEPTED)
+REFUSED = int(Field.REFUSED)
+TIMEOUTS = int(Field.TIMEOUTS)
+ERRORS = int(Field.ERRORS)
+
+
+class Counters:
+    """Connections as they are now, and the slot.  ``slot[field] += n`` is not atomic: hold ``lock``."""
+
+    __slots__ = ("busy", "lock", "open", "slot")
+
+    def __init__(self, slot: memoryview | None) -> None:
+        self.slot = memoryview(bytearray(8 * SLOT_FIELDS)).cast("Q") if slot is None else slot
+        self.lock = allocate_lock()
+        self.open = 0
+        self.busy = 0
+
+    def count(self, field: int, amount: int = 1) -> None:
+        with self.lock:
+            self.slot[field] += amount
+
+    def connection(self, open_: int, busy: int) -> None:
+        """So many connections came or went, and became busy or idle."""
+        with self.lock:
+            self.open += open_
+            self.busy += busy
+            self._show()
+
+    def request(self) -> None:
+        """A connection that was idle has a request."""
+        with self.lock:
+            self.busy += 1
+            slot = self.slot
+            slot[REQUESTS] += 1
+            slot[CONN_BUSY] = self.busy
+            slot[CONN_IDLE] = self.open - self.busy
+
+    def response(self, status: int, sent: int, busy: int) -> None:
+        """A response is complete, or is not going to be; ``busy`` is -1 if its connection is idle now."""
+        with self.lock:
+            slot = self.slot
+            field = RESPONSES + status // 100
+            if RESPONSES < field <= RESPONSES + 5:
+                slot[field] += 1
+            slot[BYTES_OUT] += sent
+            if busy:
+                self.busy += busy
+                slot[CONN_BUSY] = self.busy
+                slot[CONN_IDLE] = self.open - self.busy
+
+    def _show(self) -> None:
+        slot = self.slot
+        slot[CONN_OPEN] = self.open
+        slot[CONN_BUSY] = self.busy
+        slot[CONN_IDLE] = self.open - self.busy

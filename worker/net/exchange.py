@@ -1,0 +1,329 @@
+"""One request with its response: what an application holds.
+
+The application side may be any thread, one at a time.  When the client has gone, or the daemon has answered
+in the application's place (408, 503), everything here goes on working and does nothing.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import IO, TYPE_CHECKING
+
+from quiesce.worker.core.request import Header, Request
+from quiesce.worker.core.response import Response
+from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_body
+
+if TYPE_CHECKING:
+    from quiesce.worker.net.stream import Connection
+
+_KEEP_OPEN_BELOW = 64 * 1024  # so much of an unread body is read away to keep the connection
+
+
+class Exchange:
+    """Attributes for applications:
+
+    request: The request.
+    body: The whole body, a binary file at 0, for applications that do not stream it; closed after the response.
+    disconnected: Nothing that is written reaches anybody.
+    on_writable: Called in the loop's thread when the queue has fallen to ``limits.low_water``.
+    on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
+    """
+
+    __slots__ = (
+        "_chunked", "_connection", "_head", "_last", "_left", "_no_body", "_on_body", "_paused", "_pending",
+        "body", "body_complete", "body_sent", "disconnected", "on_disconnect", "on_writable", "request",
+        "since", "started", "status",
+    )  # fmt: skip
+
+    def __init__(self, connection: "Connection", request: Request, since: float) -> None:
+        self._connection = connection
+        self.request = request
+        self.body: IO[bytes] | None = None
+        self.since = since  # when the head was complete
+        self.status = 0  # 0 = start() was not called
+        self.started = False  # bytes of the head are out
+        self.body_sent = 0
+        self.body_complete = True  # the request's; what comes behind it is the next request's
+        self.disconnected = False
+        self.on_writable: Callable[[], None] | None = None
+        self.on_disconnect: Callable[[], None] | None = None
+        self._head: Head | None = None
+        self._last = False  # our answer said, or will say, Connection: close
+        self._left = -1  # bytes that Content-Length still promises; -1 = none promised
+        self._chunked = False
+        self._no_body = False
+        self._on_body: Callable[[bytes, bool], None] | None = None
+        self._paused = False
+        self._pending: list[bytes] | None = None
+
+    # -- the response -------------------------------------------------------------------
+
+    def start(self, status: int, headers: Iterable[Header] = (), reason: bytes = b"") -> None:
+        """Say status and headers.  They go out with the first bytes of the body, or at :meth:`finish`; until
+        then a second ``start`` replaces the first.  Date, framing and Connection are added; hop-by-hop
+        fields are dropped, ``Connection: close`` is obeyed.
+
+        Raises:
+            BadResponse: It cannot be sent as HTTP.  Nothing was changed.
+        """
+        if self.started:
+            raise BadResponse("the response has begun; its head cannot be said again")
+        self._head = encode(status, headers, reason)
+        self.status = status
+
+    def write(self, data: bytes) -> int:
+        """Send a part of the body, now.  Returns how many bytes are still queued.
+
+        What goes beyond Content-Length is dropped, and the connection closed.
+        """
+        connection = self._connection
+        if self.disconnected:
+            return 0
+        if not data:
+            return connection.queued
+        head = b"" if self.started else self._frame(-1)
+        if self._no_body:
+            if head:
+                connection.send(self, head)
+            return connection.queued
+        size = len(data)
+        if self._left >= 0:
+            if size > self._left:
+                self._complain("sends more than its Content-Length")
+                data = data[: self._left]
+                self._last = True
+                size = len(data)
+            self._left -= size
+        self.body_sent += size
+        if self._chunked:
+            if size <= 16 * 1024:
+                connection.send(self, b"%s%x\r\n%s\r\n" % (head, size, data))
+            else:
+                connection.send(self, b"%s%x\r\n" % (head, size), data)
+                connection.send(self, b"\r\n")
+        elif head:
+            connection.send(self, head, data)
+        elif size:
+            connection.send(self, data)
+        return connection.queued
+
+    def send_file(self, fd: int, offset: int, count: int) -> None:
+        """Send a part of a regular file, by the kernel.  Takes ``fd``, whatever happens.
+
+        The file must have these bytes: Content-Length is taken from ``count`` if it is not given.
+        """
+        if self.disconnected:
+            os.close(fd)
+            return
+        connection = self._connection
+        head = b"" if self.started else self._frame(count)
+        if head:
+            connection.send(self, head)
+        if self._left >= 0 and count > self._left:
+            self._complain("sends more than its Content-Length")
+            self._last = True
+            count = self._left
+        if self._no_body or not count:
+            os.close(fd)
+            return
+        self._left -= count if self._left >= 0 else 0
+        self.body_sent += count
+        if self._chunked:
+            connection.send(self, b"%x\r\n" % count)
+        connection.send_file(self, fd, offset, count)
+        if self._chunked:
+            connection.send(self, b"\r\n")
+
+    def finish(self, data: bytes = b"") -> None:
+        """Send the last part of the body, and end the response.
+
+        A body that is given here whole gets its Content-Length by itself.
+        """
+        if self.disconnected:
+            self._close_body()
+            return
+        connection = self._connection
+        if not self.started:
+            head = self._frame(len(data))
+            if not self._no_body and len(data) == self._left:
+                self._left = 0
+                self.body_sent = len(data)
+                connection.send(self, head, data)
+                self._done()
+                return
+            connection.send(self, head)
+        if data:
+            self.write(data)
+        if self._left > 0 and not self._no_body:
+            self._complain(f"ended {self._left} bytes short of its Content-Length")
+            self.abort()
+            return
+        if self._chunked and not self._no_body:
+            connection.send(self, b"0\r\n\r\n")
+        self._done()
+
+    def respond(self, response: Response) -> None:
+        """Send a whole response with a body in bytes, from its cache if it has it."""
+        if self.disconnected:
+            self._close_body()
+            return
+        connection = self._connection
+        self.status = response.status
+        self._head = response.head
+        body = response.body
+        assert isinstance(body, bytes)
+        self._no_body = self.request.method == "HEAD" or has_no_body(response.status)
+        if self._no_body or response.head.length not in (-1, len(body)):
+            self.finish(body)
+            return
+        self._last = self._is_last(response.head)
+        self.started = True
+        self.body_sent = len(body)
+        connection.send(self, response.wire(connection.daemon.date_line(), self._connection_line()))
+        self._done()
+
+    def abort(self) -> None:
+        """Cut the connection, so that the client sees that the response is not whole."""
+        self.disconnected = True
+        self._close_body()
+        self._connection.abort(self)
+
+    def fail(self, exc: BaseException) -> None:
+        """The application raised: its traceback goes to standard error, and the client gets a 500, or a
+        response that is visibly cut where one has begun.
+        """
+        from traceback import print_exception  # late: rarely needed, and it must never fail before
+
+        request = self.request
+        self._complain(f"raised {type(exc).__name__} in {request.method} {request.target.decode('latin-1')}")
+        print_exception(type(exc), exc, exc.__traceback__, file=sys.stderr)
+        if self.disconnected:
+            self._close_body()
+        elif self.started:
+            self.abort()
+        else:
+            self._head = None
+            self._last = True
+            self.start(500, ((b"Content-Type", b"text/plain; charset=utf-8"),))
+            self.finish(b"500 Internal Server Error\n")
+
+    def wait_writable(self, low_water: int) -> bool:
+        """Wait until no more than ``low_water`` bytes are queued; False if the client has gone.
+
+        Threads of the pool only: in the loop's thread nobody would send.
+        """
+        return not self.disconnected and self._connection.wait_below(low_water)
+
+    # -- the request's body, for applications that stream it -----------------------------------
+
+    def read_body(self, on_body: Callable[[bytes, bool], None]) -> None:
+        """Deliver the body as it comes: ``on_body(data, more)``, the last call with ``more`` False.
+
+        What is there is delivered before this returns.  Sends 100 Continue if the client waits for it.
+        """
+        self._on_body = on_body
+        if not self.body_complete:
+            self._connection.want_body(self)
+        if not self._paused:
+            self._deliver()
+
+    def pause_reading(self) -> None:
+        """No ``on_body`` until :meth:`resume_reading`; the client is held up by TCP."""
+        self._paused = True
+        self._connection.update_interest()
+
+    def resume_reading(self) -> None:
+        """Deliver what has come meanwhile, and read on."""
+        self._paused = False
+        self._deliver()
+        self._connection.update_interest()
+
+    @property
+    def wants_body(self) -> bool:
+        """The connection reads on: somebody takes the body, or not much of it is held."""
+        if self._paused:
+            return False
+        return self._on_body is not None or sum(map(len, self._pending or ())) < _KEEP_OPEN_BELOW
+
+    def take_body(self, data: bytes, complete: bool) -> None:
+        """The connection's: a part of the body has come."""
+        if data:
+            if self._pending is None:
+                self._pending = []
+            self._pending.append(data)
+        self.body_complete = complete
+        if self._on_body is not None and not self._paused:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        while self._on_body is not None and not self._paused and (self._pending or self.body_complete):
+            on_body, pending, more = self._on_body, self._pending, not self.body_complete
+            self._pending = None
+            if not more:
+                self._on_body = None
+            on_body(b"".join(pending or ()), more)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _is_last(self, head: Head) -> bool:
+        if self._last or head.close or not self.request.keep_alive or self._connection.daemon.draining:
+            return True
+        return not self.body_complete and not self._connection.can_skip(_KEEP_OPEN_BELOW)
+
+    def _connection_line(self) -> bytes:
+        if self._last:
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if self.request.version == "1.0" else b""
+
+    def _frame(self, whole: int) -> bytes:
+        """The head as it goes out.  ``whole``: the body's length if it is known, or -1."""
+        head = self._head
+        if head is None:
+            raise BadResponse("the response has no status: start() was not called")
+        self.started = True
+        status, length = head.status, head.length
+        request = self.request
+        is_head = request.method == "HEAD"
+        self._no_body = is_head or has_no_body(status)
+        framing = b""
+        # To HEAD, an application may leave the body out: then nobody knows what GET would have said.
+        if length < 0 and not has_no_body(status) and not (is_head and whole == 0):
+            if whole >= 0:
+                length = whole
+                framing = b"Content-Length: %d\r\n" % whole
+            elif request.version == "1.1":
+                self._chunked = True
+                framing = b"Transfer-Encoding: chunked\r\n"
+            elif not is_head:
+                self._last = True
+        self._left = length
+        self._last = self._is_last(head)
+        date = b"" if head.dated else self._connection.daemon.date_line()
+        return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
+
+    def _done(self) -> None:
+        self._close_body()
+        self._connection.answered(self, not self._last)
+
+    def _close_body(self) -> None:
+        if self.body is not None:
+            self.body.close()
+
+    def _complain(self, what: str) -> None:
+        app = self._connection.daemon.app
+        print(f"quiesce: the {app.interface} application {what}", file=sys.stderr, flush=True)
+
+    def lose(self) -> None:
+        """The connection's, in the loop's thread: nobody listens any more."""
+        self.disconnected = True
+        self.tell()
+
+    def tell(self) -> None:
+        callback, self.on_disconnect = self.on_disconnect, None
+        if callback is not None:
+            callback()
+
+    def seconds(self) -> float:
+        """Since the head was complete."""
+        return monotonic() - self.since

@@ -1,0 +1,665 @@
+"""One connection's shell: what is read goes to the core, what the core wants is done.
+
+Loop's thread: everything but ``send``, ``send_file``, ``answered``, ``abort`` and ``wait_below``, which an exchange
+calls from wherever its application runs.  ``state`` changes under ``lock`` where a thread of the pool may be changing it
+too, that is from WORKING on until the answer.
+"""
+
+import socket
+import sys
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from quiesce.shared.errors import IllegalTransition
+from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
+from quiesce.worker.core.connection import Action, Event, State, step
+from quiesce.worker.core.rejected import Rejected, reply
+from quiesce.worker.core.request import Address, Request
+from quiesce.worker.loops.base import ERROR, HANGUP, READ, WRITE, Timer
+from quiesce.worker.net import counters as figures
+from quiesce.worker.net.body_store import BodyStore
+from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.output import Output
+
+if TYPE_CHECKING:
+    from quiesce.worker.daemon import Daemon
+
+_RECV = 64 * 1024  # more is slower: the bytes object is allocated and shrunk each time
+_AHEAD = 64 * 1024  # of pipelined input that is read while an application works
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_AGAIN = (BlockingIOError, InterruptedError)
+
+FRESH, IDLE, HEAD, BODY, WORKING = State.FRESH, State.IDLE, State.HEAD, State.BODY, State.WORKING
+STREAMING, SKIPPING, SENDING, FLUSHING = State.STREAMING, State.SKIPPING, State.SENDING, State.FLUSHING
+LINGERING, CLOSED = State.LINGERING, State.CLOSED
+_WAITING = (FRESH, IDLE)
+_WITH_BODY = (BODY, STREAMING, SKIPPING)
+
+
+class Connection(Output):
+    """One client.  Owns its socket from construction to :meth:`_close`."""
+
+    __slots__ = (
+        "_continue", "_decoder", "_deadline", "_eof", "_events", "_input", "_parsing", "_read", "_reported",
+        "_since", "_store", "_timer", "_timer_at", "_unread", "busy", "daemon", "exchange", "fd", "ip", "local", "peer",
+        "probe", "scheme", "served", "state",
+    )  # fmt: skip
+
+    exchange: Exchange | None
+
+    def __init__(
+        self,
+        daemon: "Daemon",
+        sock: socket.socket,
+        peer: Address,
+        local: Address,
+        scheme: str,
+        probe: bool,
+    ) -> None:
+        Output.__init__(self, sock)
+        self.daemon = daemon
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.local = local
+        self.scheme = scheme
+        self.probe = probe
+        self.ip = ""  # as counted by connections_per_ip
+        self.state = FRESH
+        self.exchange = None
+        self.busy = False  # counted as such
+        self.served = 0  # requests
+        self._input = b""  # read and not yet parsed
+        self._decoder: LengthDecoder | ChunkedDecoder | None = None
+        self._store: BodyStore | None = None
+        self._continue = False  # the client waits for 100 before it sends its body
+        self._eof = False
+        self._parsing = False  # _process is at work: it goes on by itself after an answer
+        self._since = 0.0  # when the head's or the body's first byte came, or when we sent our FIN
+        self._read = 0  # bytes of the body, or since our FIN
+        self._unread = 0
+        self._reported = 0  # of `sent`, in the counters
+        self._timer: Timer | None = None
+        self._timer_at = inf
+        self._deadline = inf
+        self._events = READ
+        daemon.loop.watch(self.fd, self.ready, READ)
+        self.arm(daemon.limits.header_timeout)
+
+    # -- readiness ------------------------------------------------------------------------
+
+    def ready(self, events: int) -> None:
+        """The loop's callback.  May come once more than is true."""
+        if events != READ:
+            if self.closed:
+                return
+            if events & WRITE:
+                self._writable()
+            if events & (ERROR | HANGUP) and not self.closed:
+                self._hung_up(events)
+                return
+            if not events & READ or self.closed:
+                return
+        try:
+            data = self.sock.recv(_RECV, socket.MSG_DONTWAIT)
+        except _AGAIN:
+            return
+        except OSError:  # reset, or closed in this very turn
+            self.event(Event.LOST)
+            return
+        if not data:
+            self._peer_done()
+            return
+        daemon = self.daemon
+        if not self.probe:
+            daemon.counters.count(figures.BYTES_IN, len(data))
+        state = self.state
+        if state is IDLE or state is FRESH:
+            self._process(data)
+        elif state is HEAD:
+            self._process(self._input + data)
+        elif state in _WITH_BODY:
+            self._body_data(data)
+        else:
+            self._early(data)
+
+    def _hung_up(self, events: int) -> None:
+        """Both directions are gone.  Bytes that came before may still be read, and a socket pair's other end
+        that was closed after its last request says this too."""
+        if events & ERROR or self._eof or self.state not in (FRESH, IDLE, HEAD, BODY, STREAMING):
+            self.event(Event.LOST)
+            return
+        self.ready(READ)
+
+    def _peer_done(self) -> None:
+        self._eof = True
+        self.update_interest()
+        self.event(Event.PEER_DONE)
+
+    def _early(self, data: bytes) -> None:
+        """Bytes behind a request that is not answered yet, or in front of our close."""
+        with self.lock:
+            state = self.state
+            if state is WORKING or state is SENDING:
+                self._input += data
+                if len(self._input) < _AHEAD:
+                    return
+            elif state is IDLE:  # answered by another thread just now
+                data, self._input = self._input + data, b""
+        if state is IDLE:
+            self._process(data)
+        elif state is LINGERING or state is FLUSHING:
+            self._discard(len(data))
+        else:
+            self.update_interest()
+
+    def _discard(self, count: int) -> None:
+        limits = self.daemon.limits
+        self._unread += count
+        if self._unread > limits.linger_bytes:
+            self.event(Event.LOST)
+        elif self.state is LINGERING:
+            left = self._since + limits.linger_time - monotonic()
+            self.arm(min(limits.linger_timeout, max(left, 0.0)))
+
+    def update_interest(self) -> None:
+        """Watch for what somebody wants to happen."""
+        if self.closed:
+            return
+        state = self.state
+        wanted = 0
+        if not self._eof:
+            if state is STREAMING:
+                exchange = self.exchange
+                wanted = READ if exchange is not None and exchange.wants_body else 0
+            elif state is not WORKING and state is not SENDING:
+                wanted = READ
+            elif len(self._input) < _AHEAD:
+                wanted = READ
+        if self._queue:
+            wanted |= WRITE
+        if wanted != self._events:
+            self._events = wanted
+            self.daemon.loop.rewatch(self.fd, wanted)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def _process(self, data: bytes) -> None:
+        """Parse and answer requests, one after the other, while answers are given at once."""
+        daemon = self.daemon
+        self._parsing = True
+        while True:
+            if data[:1] in (b"\r", b"\n"):
+                data = self._skip_empty_lines(data)
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._parsing = False
+                self._part(data)
+                return
+            end += 4
+            try:
+                if end == len(data):
+                    request = daemon.parser.parse(data)
+                    self._input = b""
+                else:
+                    request = daemon.parser.parse(data[:end])
+                    self._input = data[end:]
+            except Rejected as rejected:
+                self._parsing = False
+                self.refuse(rejected)
+                return
+            request.scheme = self.scheme
+            request.peer = self.peer
+            request.local = self.local
+            self.served += 1
+            if self.probe:
+                pass
+            elif self.busy:
+                daemon.counters.count(figures.REQUESTS)
+            else:
+                self.busy = True
+                daemon.counters.request()
+            if request.length == 0:
+                self.state = WORKING  # the table's REQUEST
+                self._deadline = inf
+                exchange = self.exchange = Exchange(self, request, monotonic())
+                daemon.call(exchange)
+            else:
+                self._begin_body(request)
+            with self.lock:
+                if self.state is not IDLE or not self._input:
+                    self._parsing = False
+                    break
+                data, self._input = self._input, b""
+        if self._eof and self.state is IDLE:
+            self.event(Event.PEER_DONE)
+
+    def _skip_empty_lines(self, data: bytes) -> bytes:
+        """RFC 9112 §2.2: empty lines in front of a request line are ignored."""
+        while data[:2] == b"\r\n":
+            data = data[2:]
+        return data
+
+    def _part(self, data: bytes) -> None:
+        """A head that is not complete."""
+        self._input = data
+        if not data:
+            return  # empty lines are no request
+        try:
+            self.daemon.parser.check_part(data)
+        except Rejected as rejected:
+            self.refuse(rejected)
+            return
+        if self.state is not HEAD:
+            self.event(Event.BYTES)
+            self._set_busy(True)
+            self.arm(self.daemon.limits.header_timeout)
+        self.update_interest()
+
+    def _begin_body(self, request: Request) -> None:
+        daemon = self.daemon
+        limits = daemon.limits
+        self._decoder = decoder(request.length, limits.body_bytes, limits.header_bytes)
+        self._continue = request.expects_continue and not self._input
+        self._since = monotonic()
+        self._read = 0
+        data, self._input = self._input, b""
+        exchange = Exchange(self, request, self._since)
+        self.exchange = exchange
+        if not daemon.app.streams_body:
+            self.event(Event.REQUEST_BODY)
+            self._store = BodyStore(limits.body_memory)
+            self.arm(limits.body_timeout)
+            self._say_continue()
+            if data:
+                self._body_data(data)
+            return
+        self.state = STREAMING  # the table's REQUEST_STREAM; what is there already goes along with the call
+        exchange.body_complete = False
+        self.arm(limits.body_timeout)
+        if data:
+            self._body_data(data)
+        if self.exchange is exchange:
+            daemon.call(exchange)
+        self.update_interest()
+
+    def _say_continue(self) -> None:
+        if self._continue:
+            self._continue = False
+            self._loud(self.push(self.exchange, _CONTINUE))
+            if not self.probe:
+                self.daemon.counters.count(figures.RESPONSES + 1)
+
+    def want_body(self, exchange: Exchange) -> None:
+        """A streaming application reads."""
+        if self.exchange is exchange:
+            self._say_continue()
+            self.update_interest()
+
+    def can_skip(self, most: int) -> bool:
+        """Is so little left of the body that it is worth reading away?"""
+        decoder = self._decoder
+        return decoder is not None and not self._continue and 0 <= decoder.left <= most
+
+    def _body_data(self, data: bytes) -> None:
+        decoder = self._decoder
+        assert decoder is not None
+        try:
+            payload = decoder.feed(data)
+            self._read += len(data)
+            if not decoder.done:
+                self._check_rate()
+            if self._store is not None and payload:
+                self._store.add(payload)
+        except Rejected as rejected:
+            self.refuse(rejected)
+            return
+        except OSError as exc:
+            print(f"quiesce: a request body cannot be kept: {exc}", file=sys.stderr, flush=True)
+            self.refuse(Rejected(500, "the body cannot be kept"))
+            return
+        if decoder.done:
+            self._body_done(payload)
+            return
+        self.arm(self.daemon.limits.body_timeout)
+        if self.state is STREAMING and self.exchange is not None:
+            self.exchange.take_body(payload, False)
+            self.update_interest()
+
+    def _check_rate(self) -> None:
+        limits = self.daemon.limits
+        elapsed = monotonic() - self._since
+        if limits.body_min_rate and elapsed > limits.body_grace and self._read < elapsed * limits.body_min_rate:
+            self.daemon.counters.count(figures.TIMEOUTS)
+            raise Rejected(408, f"the body comes at less than {limits.body_min_rate} bytes a second")
+
+    def _body_done(self, payload: bytes) -> None:
+        decoder, self._decoder = self._decoder, None
+        assert decoder is not None
+        self._input = decoder.rest
+        self._deadline = inf
+        exchange = self.exchange
+        if self.state is SKIPPING:
+            self.state = SENDING  # the table's BODY_DONE
+            self._settle()
+        elif self.state is STREAMING:
+            assert exchange is not None
+            self.state = WORKING
+            exchange.take_body(payload, True)
+            self.update_interest()
+        else:
+            store, self._store = self._store, None
+            assert exchange is not None and store is not None
+            exchange.body = exchange.request.file = store.take()
+            self.state = WORKING
+            parsing, self._parsing = self._parsing, True
+            self.daemon.call(exchange)
+            self._parsing = parsing
+            if not parsing:
+                self._resume()
+
+    def _resume(self) -> None:
+        """Go on after an answer that was given while input waited, or may have been."""
+        with self.lock:
+            if self.state is not IDLE or not self._input:
+                done = self.state is IDLE and self._eof
+                data = b""
+            else:
+                data, self._input = self._input, b""
+        if data:
+            self._process(data)
+        elif done:
+            self.event(Event.PEER_DONE)
+        if not self.closed:
+            self.update_interest()
+
+    # -- answers: any thread that has the exchange --------------------------------------------
+
+    def send(self, exchange: Exchange, data: bytes, more: bytes = b"") -> None:
+        self._loud(self.push(exchange, data, more))
+
+    def send_file(self, exchange: Exchange, fd: int, offset: int, count: int) -> None:
+        self._loud(self.push_file(exchange, fd, offset, count))
+
+    def _loud(self, heard: bool) -> None:
+        """Let the loop hear of what is queued."""
+        if not heard:
+            if self.daemon.in_loop():
+                self._queued()
+            else:
+                self.daemon.loop.call_soon_threadsafe(self._queued)
+
+    def _queued(self) -> None:
+        if self._queue and not self.closed:
+            self.update_interest()
+            self.arm(self.daemon.limits.send_timeout)
+
+    def answered(self, exchange: Exchange, keep: bool) -> None:
+        """The response is complete, sent or queued."""
+        daemon = self.daemon
+        sent = self.sent
+        idle = False
+        with self.lock:
+            if self.exchange is not exchange:
+                return
+            if not keep:
+                self.state = FLUSHING
+            elif not exchange.body_complete:
+                self.state = SKIPPING
+            elif self._queue:
+                self.state = SENDING
+            else:
+                self.state = IDLE
+                timeout = daemon.limits.idle_timeout
+                self._deadline = monotonic() + timeout if timeout else inf
+                idle = self.busy
+                self.busy = False
+            # From here on the loop may begin with the next request.
+            reported, self._reported = self._reported, sent
+            self.exchange = None
+            quiet = self.state is IDLE and not ((self._input and not self._parsing) or self._eof)
+        if not self.probe:
+            daemon.counters.response(exchange.status, sent - reported, -idle)
+            if daemon.access_log is not None:
+                daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
+        if quiet:
+            return
+        if daemon.in_loop() and self.state is not IDLE:
+            self._settle()
+        elif not (self._parsing and daemon.in_loop()):
+            daemon.loop.call_soon_threadsafe(self._settle)
+
+    def abort(self, exchange: Exchange) -> None:
+        """Cut, so that the client sees that the response is not whole."""
+
+        def cut() -> None:
+            if self.exchange is exchange and not self.closed:
+                if not self.probe:
+                    self.daemon.counters.count(figures.ERRORS)
+                self._reset_on_close()
+                self.event(Event.LOST)
+
+        if self.daemon.in_loop():
+            cut()
+        else:
+            self.daemon.loop.call_soon_threadsafe(cut)
+
+    def _reset_on_close(self) -> None:
+        # A body that ends with the connection would look complete if we sent a FIN.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    # -- after the answer -----------------------------------------------------------------------
+
+    def _writable(self) -> None:
+        progress = self.flush()
+        exchange = self.exchange
+        if self._queue:
+            if progress:
+                self.arm(self.daemon.limits.send_timeout)
+        else:
+            self._deadline = inf if self._decoder is None else self._deadline
+        self._report_sent()
+        if exchange is not None and self.queued <= self.daemon.limits.low_water:
+            callback = exchange.on_writable
+            if callback is not None:
+                callback()
+        if not self.closed:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Do what an answer leaves to do.  Harmless when there is nothing."""
+        if self.closed:
+            return
+        if self.broken:
+            self.event(Event.LOST)
+            return
+        state = self.state
+        if self._queue:
+            self.update_interest()
+            if self._deadline == inf:
+                self.arm(self.daemon.limits.send_timeout)
+            return
+        if state is FLUSHING:
+            self.event(Event.SENT)
+            return
+        if state is SENDING:
+            self._input_ready_to_idle()
+        if self.state is SKIPPING:
+            self.arm(self.daemon.limits.body_timeout)
+        if self.state is IDLE and not self._parsing:
+            self._resume()
+        else:
+            self.update_interest()
+
+    def _input_ready_to_idle(self) -> None:
+        self.state = IDLE  # the table's SENT
+        self.arm(self.daemon.limits.idle_timeout or inf)
+        self._set_busy(False)
+
+    def refuse(self, rejected: Rejected) -> None:
+        """Answer in the application's place, then close."""
+        self.event(Event.REFUSED)
+        self._say(rejected)
+        self._settle()
+
+    def _say(self, rejected: Rejected) -> None:
+        """Queue an answer of ours, unless the application's has begun; take the exchange away."""
+        self._set_busy(True)
+        with self.lock:
+            exchange, self.exchange = self.exchange, None
+            self._drop_body()
+        if exchange is not None:
+            exchange.disconnected = True
+            if exchange.started:
+                return
+        head_only = exchange is not None and exchange.request.method == "HEAD"
+        self.push(None, reply(rejected, self.daemon.date(), head_only=head_only))
+        if not self.probe:
+            self.daemon.counters.response(rejected.status, 0, 0)
+        if exchange is not None:
+            exchange.tell()
+
+    def _drop_body(self) -> None:
+        self._input = b""
+        self._decoder = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _set_busy(self, busy: bool) -> None:
+        if self.busy is not busy:
+            self.busy = busy
+            if not self.probe:
+                self.daemon.counters.connection(0, 1 if busy else -1)
+
+    def _report_sent(self) -> None:
+        sent = self.sent - self._reported
+        if sent:
+            self._reported += sent
+            if not self.probe:
+                self.daemon.counters.count(figures.BYTES_OUT, sent)
+
+    # -- the table --------------------------------------------------------------------------------
+
+    def event(self, event: Event) -> None:
+        """Take a step by the table, and do what it says.  The loop's thread."""
+        with self.lock:
+            if self.state is CLOSED:
+                return
+            try:
+                self.state, actions = step(self.state, event)
+            except IllegalTransition as exc:  # a bug of ours: this client pays, nobody else
+                print(f"quiesce: {exc}", file=sys.stderr, flush=True)
+                self.state, actions = CLOSED, (Action.TELL, Action.CLOSE)
+        for action in actions:
+            if action is Action.FIN:
+                self._fin()
+            elif action is Action.CLOSE:
+                self._close()
+            elif action is Action.TELL:
+                self._tell()
+            elif action is Action.SAY_408:
+                self._say(Rejected(408, "the request did not come in time"))
+            elif action is Action.SAY_503:
+                self._say(Rejected(503, "this server is about to leave", retry_after_s=1))
+        if actions and self.state is FLUSHING:
+            self._settle()
+
+    def _tell(self) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if self.state is WORKING:
+            exchange.tell()
+        else:
+            exchange.lose()
+
+    def _fin(self) -> None:
+        """Half-close and read on: a close with unread input is a reset, which can eat our last answer."""
+        self._report_sent()
+        self._set_busy(True)
+        if self._eof:
+            self.event(Event.PEER_DONE)
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.event(Event.LOST)
+            return
+        self._since = monotonic()
+        self.update_interest()
+        self.arm(self.daemon.limits.linger_timeout)
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._report_sent()
+        self._set_busy(False)
+        # Always before the close: epoll holds the description, which somebody else may share.
+        self.daemon.loop.unwatch(self.fd)
+        with self.lock:
+            self._drop_body()
+            exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.disconnected = True
+        self.release()
+        self.daemon.forget(self)
+
+    def cut(self) -> None:
+        """At once, whatever it was doing."""
+        self.event(Event.LOST)
+
+    def end(self) -> None:
+        """The drain's time is over."""
+        if self.state is STREAMING or self.state is WORKING:
+            exchange = self.exchange
+            if exchange is not None and exchange.started:
+                # It began and will not be whole; nobody must take it for whole.
+                exchange.disconnected = True
+                self._reset_on_close()
+                self.event(Event.LOST)
+                return
+        self.event(Event.END)
+
+    # -- time ---------------------------------------------------------------------------------------
+
+    def arm(self, seconds: float) -> None:
+        """Something is due in so many seconds.
+
+        An attribute in the usual case: a timer that comes too early looks here and sets itself again, so
+        requests cost no heap operation.
+        """
+        deadline = self._deadline = monotonic() + seconds
+        if deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self.daemon.loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = inf
+        now = monotonic()
+        deadline = self._deadline
+        if deadline > now:
+            # Never further away than idle_timeout: a thread of the pool that makes us idle sets only the attribute.
+            again = min(deadline, now + min(self.daemon.limits.idle_timeout or 60.0, 60.0))
+            self._timer_at = again
+            self._timer = self.daemon.loop.call_at(again, self._on_timer)
+            return
+        self._late()
+
+    def _late(self) -> None:
+        state = self.state
+        if not self.probe and state not in (IDLE, LINGERING):
+            self.daemon.counters.count(figures.TIMEOUTS)
+        if state is STREAMING and not self._queue and self.exchange is not None:
+            if not self.exchange.wants_body or self._continue:
+                self.arm(self.daemon.limits.body_timeout)  # we are the ones who do not read
+                return
+        if self._queue and state in (WORKING, STREAMING):
+            self._reset_on_close()
+            self.event(Event.LOST)
+            return
+        self.event(Event.DEADLINE)

@@ -1,0 +1,345 @@
+"""Obeys the supervisor: messages, SIGTERM and the end of the channel become steps of the standing table."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from quiesce import __version__
+from quiesce.shared import messages as msg
+from quiesce.shared.channel import Incoming
+from quiesce.shared.errors import PeerClosed, ProtocolError
+from quiesce.shared.fdpass import close_all
+from quiesce.shared.messages import Message
+from quiesce.shared.scoreboard import Scoreboard
+from quiesce.worker import output
+from quiesce.worker.core.standing import Action, Event, State, step
+from quiesce.worker.daemon import Daemon
+from quiesce.worker.loops.base import READ, WRITE, Loop
+from quiesce.worker.proctitle import ProcTitle
+from quiesce.worker.supervisor_link import Link, complain
+
+ORPHAN_DRAIN_S = 30.0  # for a worker that has never been told a drain timeout
+TITLE_EVERY_S = 0.25
+
+_STATE_TOLD = {State.FAREWELL: State.DRAINING, State.LEAVING: State.DRAINED}
+
+
+def hello(configure: msg.Configure | None, state: State) -> msg.Hello:
+    """Who this worker is and how it stands."""
+    return msg.Hello(
+        msg.PROTOCOL,
+        msg.OLDEST_PROTOCOL,
+        __version__,
+        "{}.{}.{}".format(*sys.version_info[:3]),
+        os.getpid(),
+        configure.worker if configure else "",
+        configure.release if configure else "",
+        _STATE_TOLD.get(state, state).value,
+    )
+
+
+class Inbox:
+    """What may come at any time, before ``configure`` or after: things to hold.  Owns the descriptors."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[str, socket.socket] = {}
+        self.scoreboard: Scoreboard | None = None
+        self.slot: memoryview | None = None
+
+    def keep(self, incoming: Incoming) -> bool:
+        """Take the message if it brings something to hold.  Its descriptors are then ours."""
+        message, fds = incoming.message, incoming.fds
+        if isinstance(message, msg.Listen):
+            for name, sock in sockets_of(message, fds):
+                self.forget(name)
+                self.listeners[name] = sock
+        elif isinstance(message, msg.Unlisten):
+            for name in message.names:
+                self.forget(name)
+        elif isinstance(message, msg.UseScoreboard):
+            self.attach(message, fds)
+        elif isinstance(message, msg.UseLog):
+            output.use(one(fds))
+        else:
+            return False
+        return True
+
+    def forget(self, name: str) -> None:
+        """Close our copy of a listener; nothing happens to those of others."""
+        if name in self.listeners:
+            self.listeners.pop(name).close()
+
+    def attach(self, message: msg.UseScoreboard, fds: list[int]) -> None:
+        """Map the scoreboard; the old mapping goes when nobody writes to it any more."""
+        self.scoreboard = Scoreboard.attach(one(fds))
+        self.slot = self.scoreboard.slot(message.slot)
+
+    def descriptors(self) -> list[int]:
+        """What a forked child must not keep."""
+        board = [self.scoreboard.fd] if self.scoreboard is not None else []
+        return board + [sock.fileno() for sock in self.listeners.values()]
+
+
+def one(fds: list[int]) -> int:
+    """The one descriptor that a message must bring."""
+    if len(fds) != 1:
+        close_all(fds)
+        raise ProtocolError(f"this message brings {len(fds)} descriptors, not one")
+    return fds[0]
+
+
+def sockets_of(message: msg.Listen, fds: list[int]) -> list[tuple[str, socket.socket]]:
+    """The listeners that came, by name.  On failure all are closed."""
+    if len(fds) != len(message.names):
+        close_all(fds)
+        raise ProtocolError(f"`listen` names {len(message.names)} listeners and brings {len(fds)}")
+    return [(name, socket.socket(fileno=fd)) for name, fd in zip(message.names, fds, strict=True)]
+
+
+class Ending(Protocol):
+    """What an application does at the end (ASGI's lifespan)."""
+
+    def shutdown(self, done: Callable[[], None]) -> None: ...
+
+
+class Orders:
+    """The conversation of a worker that has loaded its application.
+
+    Args:
+        link: Becomes ours.
+        inbox: What came before; the daemon has its listeners already.
+        ending: Runs after the last connection and before the loop stops; None if there is nothing to run.
+    """
+
+    def __init__(
+        self, link: Link, inbox: Inbox, daemon: Daemon, loop: Loop, conf: msg.Configure, ending: Ending | None
+    ) -> None:
+        self.state = State.STARTING
+        self.status = 0  # the exit status, once the loop has stopped
+        self._link, self._inbox, self._daemon, self._loop = link, inbox, daemon, loop
+        self._conf, self._ending = conf, ending
+        self._drain_timeout_s = ORPHAN_DRAIN_S
+        self._drain_seq: int | None = None
+        self._has_accepted = False
+        self._watches_write = False
+        self._title = ProcTitle(conf.name, conf.worker)
+        self._title_armed = False
+        self._signals: tuple[int, int] | None = None
+
+    # -- beginning ----------------------------------------------------------------------
+
+    def begin(self, ready: msg.Ready) -> None:
+        """Say ready and listen to orders.  In the loop's thread, in one of its turns."""
+        self._loop.watch(self._link.fileno(), self._on_channel)
+        self._watch_signals()
+        self._handle(Event.LOADED, answer=ready)
+        self.pump()
+
+    def _watch_signals(self) -> None:
+        """SIGTERM wakes the loop; INT belongs to whoever has the terminal, and that is not us."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signals = reader, writer
+        self._loop.watch(reader, self._on_signal)
+        # The handler writes, for loops that have a wakeup descriptor of their own (uvloop); the C level
+        # does, for a signal that the kernel delivered to another thread than the one that waits.
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: self._poke(writer))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @staticmethod
+    def _poke(writer: int) -> None:
+        try:
+            os.write(writer, bytes((signal.SIGTERM,)))
+        except OSError:
+            pass  # full: then there is enough to wake up for
+
+    def _on_signal(self, _mask: int) -> None:
+        assert self._signals is not None
+        try:
+            numbers = os.read(self._signals[0], 512)
+        except BlockingIOError:
+            return
+        if signal.SIGTERM in numbers:  # the application may have handlers for others
+            self._handle(Event.ORPHANED)
+
+    def descriptors(self) -> list[int]:
+        """What a forked child must not keep."""
+        return [*(self._signals or ()), self._link.fileno(), *self._inbox.descriptors()]
+
+    # -- the channel --------------------------------------------------------------------
+
+    def _on_channel(self, mask: int) -> None:
+        if mask & WRITE:
+            self._link.flush()
+        self.pump()
+
+    def pump(self) -> None:
+        """Obey everything that is there.  The daemon calls this before it accepts: orders come first."""
+        if not self._link.is_open:
+            return
+        try:
+            while (incoming := self._link.receive()) is not None:
+                self._obey(incoming)
+        except PeerClosed:
+            self._loop.unwatch(self._link.fileno())
+            self._link.close()
+            self._handle(Event.ORPHANED)
+            return
+        if self._link.lost and not self._has_accepted:
+            self._give_up(self._link.lost)
+        self._watch_write()
+
+    def _give_up(self, why: str) -> None:
+        """Something was lost before this worker served anyone: it may have been a listener."""
+        if self.state is not State.LEAVING:
+            self._link.say(msg.Failed(why))
+            self.status = 76  # WorkerExit.PROTOCOL
+            self._handle(Event.SHUTDOWN)
+
+    def _watch_write(self) -> None:
+        wanted = self._link.wants_write
+        if wanted != self._watches_write and self._link.is_open:
+            self._watches_write = wanted
+            self._loop.rewatch(self._link.fileno(), READ | WRITE if wanted else READ)
+
+    def _obey(self, incoming: Incoming) -> None:
+        """Do what one message says.  Nothing that it says may end this worker by accident."""
+        try:
+            order = _ORDERS.get(type(incoming.message))
+            if order is None:
+                close_all(incoming.fds)
+                complain(f"message {type(incoming.message).__name__!r} is not for a worker; it is skipped")
+            else:
+                order(self, incoming)
+        except Exception as exc:
+            complain(f"message {type(incoming.message).__name__!r} failed: {type(exc).__name__}: {exc}")
+
+    def _listen(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.Listen)
+        for name, sock in sockets_of(incoming.message, incoming.fds):
+            self._daemon.add_listener(name, sock)
+
+    def _unlisten(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.Unlisten)
+        for name in incoming.message.names:
+            self._daemon.remove_listener(name)
+
+    def _scoreboard(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.UseScoreboard)
+        self._inbox.attach(incoming.message, incoming.fds)
+        self._daemon.use_slot(self._inbox.slot)
+
+    def _log(self, incoming: Incoming) -> None:
+        output.use(one(incoming.fds))
+
+    def _probe(self, incoming: Incoming) -> None:
+        message = incoming.message
+        assert isinstance(message, msg.Probe)
+        self._daemon.add_connection(
+            socket.socket(fileno=one(incoming.fds)),
+            peer=_address(message.peer),
+            local=_address(message.local),
+            scheme=message.scheme,
+            probe=True,
+        )
+
+    def _identify(self, incoming: Incoming) -> None:
+        self._link.say(hello(self._conf, self.state), re=incoming.seq)
+
+    def _configure(self, _incoming: Incoming) -> None:
+        complain("a second `configure` came; a worker serves one release, so it is skipped")
+
+    def _drain(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.Drain)
+        self._drain_timeout_s = max(0.0, incoming.message.timeout_s)
+        self._drain_seq = incoming.seq
+        self._handle(Event.DRAIN, incoming.seq)
+
+    # -- the table ----------------------------------------------------------------------
+
+    def _handle(self, event: Event, seq: int | None = None, answer: Message | None = None) -> None:
+        old = self.state
+        self.state, actions = step(old, event)
+        for action in actions:
+            self._perform(action, old, seq, answer)
+        if event is Event.LOADED or self.state is not old:
+            self._show_title()
+
+    def _perform(self, action: Action, old: State, seq: int | None, answer: Message | None) -> None:
+        daemon, say = self._daemon, self._link.say
+        if action is Action.ACCEPT:
+            self._has_accepted = True
+            if old is State.READY:
+                daemon.accept()
+            else:
+                daemon.resume()
+        elif action is Action.QUIESCE:
+            daemon.quiesce()
+        elif action is Action.DRAIN:
+            daemon.drain(self._drain_timeout_s, self._on_empty)
+        elif action is Action.LEAVE:
+            self._leave()
+        elif action is Action.SAY_READY:
+            assert answer is not None
+            say(answer)
+        elif action is Action.SAY_ACCEPTING:
+            say(msg.Accepting(), re=seq)
+        elif action is Action.SAY_QUIESCED:
+            say(msg.Quiesced(daemon.open), re=seq)
+        elif action is Action.SAY_RESUMED:
+            say(msg.Resumed(), re=seq)
+        elif action is Action.SAY_DRAINED:
+            say(msg.Drained(daemon.cut), re=self._drain_seq)
+
+    def _on_empty(self) -> None:
+        self._handle(Event.EMPTY)
+
+    def _leave(self) -> None:
+        """Let go of every connection, end the application, stop the loop."""
+        self._daemon.close()
+        if self._ending is None:
+            self._loop.stop()
+        else:
+            self._ending.shutdown(self._loop.stop)
+
+    # -- the title ----------------------------------------------------------------------
+
+    def _show_title(self) -> None:
+        self._title.show(_STATE_TOLD.get(self.state, self.state).value, self._daemon.open)
+        if self.state in (State.QUIESCED, State.DRAINING, State.FAREWELL) and not self._title_armed:
+            self._title_armed = True
+            self._loop.call_at(self._loop.now() + TITLE_EVERY_S, self._title_again)
+
+    def _title_again(self) -> None:
+        self._title_armed = False
+        self._show_title()
+
+
+def _address(given: list[Any] | None) -> tuple[str, int] | None:
+    """[host, port] as it came; anything else is a unix socket's, which has none."""
+    if given is None or len(given) < 2:
+        return None
+    return str(given[0]), int(given[1])
+
+
+def _by_event(event: Event) -> Callable[[Orders, Incoming], None]:
+    return lambda orders, incoming: orders._handle(event, incoming.seq)
+
+
+_ORDERS: dict[type[Any], Callable[[Orders, Incoming], None]] = {
+    msg.Identify: Orders._identify,
+    msg.Configure: Orders._configure,
+    msg.Listen: Orders._listen,
+    msg.Unlisten: Orders._unlisten,
+    msg.UseScoreboard: Orders._scoreboard,
+    msg.UseLog: Orders._log,
+    msg.Probe: Orders._probe,
+    msg.Drain: Orders._drain,
+    msg.Accept: _by_event(Event.ACCEPT),
+    msg.Quiesce: _by_event(Event.QUIESCE),
+    msg.Resume: _by_event(Event.RESUME),
+    msg.Shutdown: _by_event(Event.SHUTDOWN),
+}
