@@ -104,7 +104,7 @@ class Log:
         if LEVELS[level] <= self._most:
             lines = [self._head(level) + line(event, fields)]
             prefix = f"<{LEVELS[level]}>" if self._journal else ""
-            lines += [f"{prefix}  | {_visible(part)}" for part in body.splitlines()]
+            lines += [f"{prefix}  | {_visible(part.expandtabs())}" for part in body.splitlines()]
             self.raw("\n".join(lines))
 
     def _head(self, level: str) -> str:
@@ -147,7 +147,7 @@ class Log:
 
 def timestamp(seconds: float) -> str:
     """UTC with milliseconds, RFC 3339."""
-    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    whole, milliseconds = divmod(round(seconds * 1000), 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03}Z"
 
 

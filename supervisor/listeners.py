@@ -169,7 +169,7 @@ def _bind_unix(item: Listen, address: Address) -> Listener:
 
 
 def _mode(item: Listen) -> int:
-    return item.mode if item.mode is not None else 0o666 & ~_current_umask()
+    return int(item.mode, 8) if item.mode else 0o666 & ~_current_umask()
 
 
 def _current_umask() -> int:

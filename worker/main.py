@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quiesce.shared import messages as msg
 from quiesce.shared.channel import Channel
@@ -110,21 +110,28 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
     )
     for name in list(inbox.listeners):
         daemon.add_listener(name, inbox.listeners.pop(name))
-    ending = app if app.interface == "asgi" else None
-    orders = Orders(link, inbox, daemon, loop, conf, ending)  # type: ignore[arg-type]
+    ending = cast("AsgiApp", app) if app.interface == "asgi" else None
+    orders = Orders(link, inbox, daemon, loop, conf, ending)
     worker.append(orders)
     fork_hooks.guard(lambda: [*orders.descriptors(), *daemon.descriptors(), *loop.descriptors()], loop.stop)
 
-    def begin() -> None:
+    def started(failure: LoadError | None) -> None:
+        if failure is not None:
+            orders.status = _app_failed(link, conf, failure)
+            loop.stop()
+            return
         faulthandler.cancel_dump_traceback_later()
         threads = conf.threads if app.blocking else 1
         orders.begin(msg.Ready(app.interface, time.monotonic() - began, threads))
 
-    loop.call_soon_threadsafe(begin)
+    # In a turn of the loop: ready means that it turns.
+    loop.call_soon_threadsafe((lambda: started(None)) if ending is None else (lambda: ending.startup(started)))
     loop.run()
     if not fork_hooks.is_worker():
         os._exit(0)  # a child that the application forked and let return to us: it is no worker
-    _bound_exit(conf)
+    _bound_exit(conf, orders.status)
+    if ending is not None:
+        ending.close()
     return orders.status
 
 
@@ -166,8 +173,10 @@ def _adapted(found: Any, interface: str, conf: msg.Configure) -> "tuple[App, Loo
 def _app_failed(link: Link, conf: msg.Configure, exc: LoadError) -> int:
     """Say why the application cannot be served: a sentence, and the traceback that belongs to it."""
     faulthandler.cancel_dump_traceback_later()
-    detail = _traceback(exc.__cause__) if exc.__cause__ is not None else ""
-    _bound_exit(conf)
+    detail = getattr(exc, "detail", "")  # what a lifespan said
+    if exc.__cause__ is not None:
+        detail = _traceback(exc.__cause__)
+    _bound_exit(conf, WorkerExit.APP_FAILED)
     return _failed(link, WorkerExit.APP_FAILED, str(exc), detail)
 
 
@@ -205,7 +214,7 @@ def bounded(text: str, limit: int) -> str:
 # -- leaving --------------------------------------------------------------------------------
 
 
-def _bound_exit(conf: msg.Configure) -> None:
+def _bound_exit(conf: msg.Configure, status: int) -> None:
     """From here on the interpreter's normal exit has ``exit_timeout`` to end: threads, atexit, logging."""
     if conf.exit_timeout_s <= 0:
         return
@@ -217,7 +226,7 @@ def _bound_exit(conf: msg.Configure) -> None:
         names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
         what = f"threads {', '.join(names)}" if names else "something at exit (atexit, a finaliser)"
         complain(f"worker {conf.worker}: {what} did not end within exit_timeout ({conf.exit_timeout_s:g} s)")
-        os._exit(WorkerExit.OK)
+        os._exit(status)
 
     threading.Thread(target=watch, name="quiesce-exit", daemon=True).start()
     # Past the point where Python's threads run: the C library's does.

@@ -139,7 +139,7 @@ class Orders:
         self.pump()
 
     def _watch_signals(self) -> None:
-        """SIGTERM wakes the loop; INT belongs to whoever has the terminal, and that is not us."""
+        """SIGTERM wakes the loop; SIGINT belongs to whoever has the terminal, and that is not us."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = reader, writer
         self._loop.watch(reader, self._on_signal)
@@ -147,7 +147,7 @@ class Orders:
         # does, for a signal that the kernel delivered to another thread than the one that waits.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: self._poke(writer))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which the application's children would inherit
 
     @staticmethod
     def _poke(writer: int) -> None:
@@ -304,6 +304,8 @@ class Orders:
             self._loop.stop()
         else:
             self._ending.shutdown(self._loop.stop)
+            if self._conf.exit_timeout_s > 0:
+                self._loop.call_at(self._loop.now() + self._conf.exit_timeout_s, self._loop.stop)
 
     # -- the title ----------------------------------------------------------------------
 

@@ -155,12 +155,6 @@ def test_the_dev_commands_are_there() -> None:
             assert line.split("  ")[0] in helped.stdout
 
 
-def test_links_lead_somewhere() -> None:
-    targets = [part.split(")")[0] for part in README.split("](")[1:]]
-    missing = [t for t in targets if "://" not in t and not (ROOT / t.split("#")[0]).exists()]
-    assert missing == []
-
-
 def test_the_first_screen_comes_first() -> None:
     """One sentence; install, run, upgrade; a refusal with its traceback and exit code; rollback."""
     marks = (

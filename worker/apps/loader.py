@@ -244,10 +244,10 @@ def _function_of(app: Any) -> tuple[Any, bool]:
             )
         made_by_init = app.__init__ is not object.__init__  # type: ignore[misc]
         return (app.__init__ if made_by_init else app.__new__), True  # type: ignore[misc]
+    if hasattr(app, "__func__"):  # before __code__, which a bound method passes through
+        return app.__func__, True
     if hasattr(app, "__code__"):
         return app, False
-    if hasattr(app, "__func__"):
-        return app.__func__, True
     call = type(app).__call__
     if hasattr(app, "__wrapped__") and not hasattr(call, "__code__"):
         return app, False

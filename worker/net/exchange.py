@@ -32,7 +32,7 @@ class Exchange:
 
     __slots__ = (
         "_chunked", "_connection", "_head", "_last", "_left", "_no_body", "_on_body", "_paused", "_pending",
-        "body", "body_complete", "body_sent", "disconnected", "on_disconnect", "on_writable", "request",
+        "_whole", "body", "body_complete", "body_sent", "disconnected", "finished", "on_disconnect", "on_writable", "request",
         "since", "started", "status",
     )  # fmt: skip
 
@@ -43,6 +43,7 @@ class Exchange:
         self.since = since  # when the head was complete
         self.status = 0  # 0 = start() was not called
         self.started = False  # bytes of the head are out
+        self.finished = False
         self.body_sent = 0
         self.body_complete = True  # the request's; what comes behind it is the next request's
         self.disconnected = False
@@ -51,6 +52,7 @@ class Exchange:
         self._head: Head | None = None
         self._last = False  # our answer said, or will say, Connection: close
         self._left = -1  # bytes that Content-Length still promises; -1 = none promised
+        self._whole = -1  # the body's length, if the application let us know it early
         self._chunked = False
         self._no_body = False
         self._on_body: Callable[[bytes, bool], None] | None = None
@@ -69,8 +71,16 @@ class Exchange:
         """
         if self.started:
             raise BadResponse("the response has begun; its head cannot be said again")
-        self._head = encode(status, headers, reason)
-        self.status = status
+        self.start_head(encode(status, headers, reason))
+
+    def start_head(self, head: Head) -> None:
+        """The same with a head that was encoded before."""
+        self._head = head
+        self.status = head.status
+
+    def expect(self, length: int) -> None:
+        """The body will have so many bytes: they go out under a Content-Length instead of in chunks."""
+        self._whole = length
 
     def write(self, data: bytes) -> int:
         """Send a part of the body, now.  Returns how many bytes are still queued.
@@ -82,7 +92,7 @@ class Exchange:
             return 0
         if not data:
             return connection.queued
-        head = b"" if self.started else self._frame(-1)
+        head = b"" if self.started else self._frame(self._whole)
         if self._no_body:
             if head:
                 connection.send(self, head)
@@ -140,6 +150,8 @@ class Exchange:
 
         A body that is given here whole gets its Content-Length by itself.
         """
+        if self.finished:
+            return
         if self.disconnected:
             self._close_body()
             return
@@ -214,6 +226,19 @@ class Exchange:
         Threads of the pool only: in the loop's thread nobody would send.
         """
         return not self.disconnected and self._connection.wait_below(low_water)
+
+    @property
+    def may_wait(self) -> bool:
+        """This thread is none that serves others."""
+        return not self._connection.daemon.in_loop()
+
+    @property
+    def high_water(self) -> int:
+        return self._connection.daemon.limits.high_water
+
+    @property
+    def low_water(self) -> int:
+        return self._connection.daemon.limits.low_water
 
     # -- the request's body, for applications that stream it -----------------------------------
 
@@ -303,6 +328,7 @@ class Exchange:
         return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
 
     def _done(self) -> None:
+        self.finished = True
         self._close_body()
         self._connection.answered(self, not self._last)
 

@@ -42,7 +42,7 @@ class Connection(Output):
 
     __slots__ = (
         "_continue", "_decoder", "_deadline", "_eof", "_events", "_input", "_parsing", "_read", "_reported",
-        "_since", "_store", "_timer", "_timer_at", "_unread", "busy", "daemon", "exchange", "fd", "ip", "local", "peer",
+        "_since", "_store", "_timer", "_timer_at", "_unread", "busy", "daemon", "fd", "ip", "local", "peer",
         "probe", "scheme", "served", "state",
     )  # fmt: skip
 
@@ -160,7 +160,7 @@ class Connection(Output):
             self.event(Event.LOST)
         elif self.state is LINGERING:
             left = self._since + limits.linger_time - monotonic()
-            self.arm(min(limits.linger_timeout, max(left, 0.0)))
+            self.arm(max(min(limits.linger_timeout, left), 0.001))
 
     def update_interest(self) -> None:
         """Watch for what somebody wants to happen."""
@@ -476,14 +476,13 @@ class Connection(Output):
         state = self.state
         if self._queue:
             self.update_interest()
-            if self._deadline == inf:
-                self.arm(self.daemon.limits.send_timeout)
+            self.arm(self.daemon.limits.send_timeout)
             return
         if state is FLUSHING:
             self.event(Event.SENT)
             return
         if state is SENDING:
-            self._input_ready_to_idle()
+            self._sent_all()
         if self.state is SKIPPING:
             self.arm(self.daemon.limits.body_timeout)
         if self.state is IDLE and not self._parsing:
@@ -491,16 +490,32 @@ class Connection(Output):
         else:
             self.update_interest()
 
-    def _input_ready_to_idle(self) -> None:
+    def _sent_all(self) -> None:
         self.state = IDLE  # the table's SENT
-        self.arm(self.daemon.limits.idle_timeout or inf)
+        self.arm(self.daemon.limits.idle_timeout)
         self._set_busy(False)
 
     def refuse(self, rejected: Rejected) -> None:
         """Answer in the application's place, then close."""
+        if self._cut_if_begun():
+            return
+        answered = self.state is SKIPPING
         self.event(Event.REFUSED)
-        self._say(rejected)
+        if answered:
+            self._drop_body()
+        else:
+            self._say(rejected)
         self._settle()
+
+    def _cut_if_begun(self) -> bool:
+        """A response that began and cannot go on must not be taken for whole."""
+        exchange = self.exchange
+        if exchange is None or not exchange.started:
+            return False
+        exchange.disconnected = True
+        self._reset_on_close()
+        self.event(Event.LOST)
+        return True
 
     def _say(self, rejected: Rejected) -> None:
         """Queue an answer of ours, unless the application's has begun; take the exchange away."""
@@ -510,8 +525,6 @@ class Connection(Output):
             self._drop_body()
         if exchange is not None:
             exchange.disconnected = True
-            if exchange.started:
-                return
         head_only = exchange is not None and exchange.request.method == "HEAD"
         self.push(None, reply(rejected, self.daemon.date(), head_only=head_only))
         if not self.probe:
@@ -612,25 +625,18 @@ class Connection(Output):
 
     def end(self) -> None:
         """The drain's time is over."""
-        if self.state is STREAMING or self.state is WORKING:
-            exchange = self.exchange
-            if exchange is not None and exchange.started:
-                # It began and will not be whole; nobody must take it for whole.
-                exchange.disconnected = True
-                self._reset_on_close()
-                self.event(Event.LOST)
-                return
-        self.event(Event.END)
+        if not self._cut_if_begun():
+            self.event(Event.END)
 
     # -- time ---------------------------------------------------------------------------------------
 
     def arm(self, seconds: float) -> None:
-        """Something is due in so many seconds.
+        """Something is due in so many seconds; 0 = nothing is.
 
         An attribute in the usual case: a timer that comes too early looks here and sets itself again, so
         requests cost no heap operation.
         """
-        deadline = self._deadline = monotonic() + seconds
+        deadline = self._deadline = monotonic() + seconds if seconds else inf
         if deadline < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -658,8 +664,5 @@ class Connection(Output):
             if not self.exchange.wants_body or self._continue:
                 self.arm(self.daemon.limits.body_timeout)  # we are the ones who do not read
                 return
-        if self._queue and state in (WORKING, STREAMING):
-            self._reset_on_close()
-            self.event(Event.LOST)
-            return
-        self.event(Event.DEADLINE)
+        if not self._cut_if_begun():
+            self.event(Event.DEADLINE)

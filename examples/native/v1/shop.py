@@ -9,16 +9,16 @@ from quiesce import Request, Response
 VERSION = "v1"
 PRICES = {"apple": 120, "bread": 340}  # in cents
 
+# A response may be kept and returned again, from any thread: its bytes are made once.
+HEALTHY = Response("ok\n")
+NOT_FOUND = Response("no such page\n", status=404)
+
 
 def handle(request: Request) -> Response:
     """Answer one request."""
     if request.path == "/healthz":
-        return text("ok\n")
+        return HEALTHY
     if request.path == "/":
         lines = [f"The shop, {VERSION}"] + [f"{name:>8} {cents / 100:6.2f}" for name, cents in PRICES.items()]
-        return text("\n".join([*lines, ""]))
-    return text("no such page\n", status=404)
-
-
-def text(body: str, status: int = 200) -> Response:
-    return Response(body.encode(), status=status, headers=[("Content-Type", "text/plain; charset=utf-8")])
+        return Response("\n".join([*lines, ""]))
+    return NOT_FOUND

@@ -1,0 +1,286 @@
+"""Status, history and the start banner as text for people.  Pure.
+
+Everything fits into ``width`` columns where it can; what is cut is a path, from its front,
+because its end tells releases apart.  Text that came from elsewhere (labels, errors,
+paths) never reaches the terminal with control characters in it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Doc = Mapping[str, Any]
+WIDTH = 80
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: object, keep_lines: bool = False) -> str:
+    """Make control characters visible: an application's last words must not drive the terminal."""
+    shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text))
+    shown = shown.encode("utf-8", "backslashreplace").decode()  # lone surrogates of odd file names
+    return shown.expandtabs(8) if keep_lines else shown.replace("\n", " ").replace("\t", " ")
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the end."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def shorten_path(path: str, width: int) -> str:
+    """Cut the front: `…/releases/20261123`."""
+    return path if len(path) <= width else "…" + path[len(path) - max(0, width - 1) :]
+
+
+def table(rows: Sequence[Sequence[str]], right: str = "", indent: str = "  ") -> list[str]:
+    """Columns two spaces apart; the first row is the head.  ``right`` has an "r" for each numeric one."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right[column : column + 1] == "r" else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def age(seconds: float) -> str:
+    """Two units at most: `45s`, `3m 20s`, `5h 12m`, `12d 3h`."""
+    seconds = max(0, int(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            rest = seconds % size // small
+            return f"{seconds // size}{unit}" + (f" {rest}{small_unit}" if rest else "")
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: object) -> str:
+    """How long something took: `0.41s`, `12.3s`, `3m 20s`."""
+    if not isinstance(seconds, (int, float)):
+        return "-"
+    return f"{seconds:.2f}s" if seconds < 10 else f"{seconds:.1f}s" if seconds < 60 else age(seconds)
+
+
+def number(value: object) -> str:
+    """`1,234,567`."""
+    return f"{value:,}" if isinstance(value, int) else "-"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+# Status
+
+
+def status(doc: Doc, now: float, width: int = WIDTH) -> str:
+    """The document of ``status`` (design: 7. Commands) for a person.
+
+    Args:
+        now: Unix seconds; ages are relative to it.
+    """
+    lines = [shorten(_headline(doc), width), *_facts(doc, now, width)]
+    for notice in doc.get("notices", ()):
+        lines += wrap(f"! {clean(notice)}", width)
+    releases, workers = doc.get("releases", ()), doc.get("workers", ())
+    if releases:
+        lines += ["", *_releases(releases, doc.get("release"), width)]
+    if workers:
+        lines += ["", *_workers(workers, now)]
+    return "\n".join(lines) + "\n"
+
+
+def _headline(doc: Doc) -> str:
+    """`shop: r42 serves, 4 of 4 workers accept`."""
+    name, release = clean(doc.get("name", "?")), doc.get("release")
+    workers = [worker for worker in doc.get("workers", ()) if worker.get("release") == release]
+    accepting = sum(worker.get("state") == "accepting" for worker in doc.get("workers", ()))
+    wanted = doc.get("wanted_workers", len(workers))
+    if release is None:
+        return f"{name}: NOTHING SERVES"
+    health = "healthy" if accepting >= wanted else "DEGRADED" if accepting else "NOT ACCEPTING"
+    return f"{name}: {clean(release)} serves, {health} ({accepting} of {plural(wanted, 'worker')} accept)"
+
+
+def _facts(doc: Doc, now: float, width: int) -> list[str]:
+    supervisor = doc.get("supervisor", {})
+    rows = [
+        (
+            "listening",
+            ", ".join(clean(item.get("address", "?")) for item in doc.get("listeners", ())) or "nowhere",
+        )
+    ]
+    rows.append(("rollout", _rollout(doc.get("rollout", {}), now)))
+    since = supervisor.get("since")
+    up = f", up {age(now - since)}" if isinstance(since, (int, float)) else ""
+    rows.append(
+        (
+            "supervisor",
+            f"pid {supervisor.get('pid', '?')}, quiesce {clean(supervisor.get('version', '?'))}{up}",
+        )
+    )
+    safe = "yes" if doc.get("crash_safe") else f"no: {clean(doc.get('crash_safe_reason', 'unknown'))}"
+    rows.append(("crash safe", safe))
+    requests = doc.get("counters", {}).get("requests_total")
+    if requests is not None:
+        rows.append(("requests", number(requests)))
+    lines = []
+    for label, text in rows:
+        first, *more = wrap(text, max(20, width - 14))
+        lines += [f"  {label:<10}  {first}", *(f"{'':14}{line}" for line in more)]
+    return lines
+
+
+def _rollout(rollout: Doc, now: float) -> str:
+    state = rollout.get("state", "idle")
+    if state == "idle":
+        return "idle"
+    since = rollout.get("since")
+    parts = [clean(state).replace("_", " ")]
+    if rollout.get("release"):
+        parts.append(clean(rollout["release"]))
+    if rollout.get("from"):
+        parts.append(f"(from {clean(rollout['from'])})")
+    if isinstance(since, (int, float)):
+        parts.append(f"for {age(now - since)}")
+    text = clean(rollout.get("text") or "")
+    return " ".join(parts) + (f": {text}" if text else "")
+
+
+def _releases(releases: Sequence[Doc], serving: object, width: int) -> list[str]:
+    rows = [["RELEASE", "STATE", "LABEL", "APP", "DIRECTORY"]]
+    for item in releases:
+        mark = "*" if item.get("id") == serving else ""
+        rows.append(
+            [
+                *(clean(item.get("id", "?")) + mark, clean(item.get("state", "?"))),
+                *(shorten(clean(item.get("label") or "-"), 16), shorten(clean(item.get("app") or "-"), 24)),
+                clean(item.get("path", "?")),
+            ]
+        )
+    used = sum(max(len(row[column]) for row in rows) + 2 for column in range(4)) + 2
+    return table([[*row[:4], shorten_path(row[4], max(16, width - used))] for row in rows])
+
+
+def _workers(workers: Sequence[Doc], now: float) -> list[str]:
+    rows = [["WORKER", "PID", "STATE", "OPEN", "IDLE", "BUSY", "REQUESTS", "AGE"]]
+    for item in workers:
+        conns = item.get("connections", {})
+        since = item.get("since")
+        rows.append(
+            [
+                *(clean(item.get("id", "?")), str(item.get("pid", "-")), clean(item.get("state", "?"))),
+                *(number(conns.get(key)) for key in ("open", "idle", "busy")),
+                number(item.get("requests")),
+                age(now - since) if isinstance(since, (int, float)) else "-",
+            ]
+        )
+    return table(rows, right="lrlrrrrr")
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break at spaces; a word that is longer than a line stays whole, so that it can be copied."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
+    return lines or [""]
+
+
+# History
+
+
+def history(entries: Sequence[Doc], width: int = WIDTH) -> str:
+    """One rollout a line, the newest last; the reason of a failure on a line of its own."""
+    if not entries:
+        return "no rollouts yet\n"
+    rows = [["WHEN", "RELEASE", "LABEL", "WHAT", "OUTCOME", "TOOK"]]
+    reasons = [""]
+    for entry in entries:
+        at = entry.get("at")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if isinstance(at, (int, float)) else "?"
+        release = clean(entry.get("release") or "-")
+        if entry.get("from"):
+            release = f"{clean(entry['from'])} → {release}"
+        rows.append(
+            [
+                *(
+                    when,
+                    release,
+                    shorten(clean(entry.get("label") or "-"), 16),
+                    clean(entry.get("command") or "?"),
+                ),
+                *(clean(entry.get("outcome") or "?").replace("_", " "), duration(entry.get("duration_s"))),
+            ]
+        )
+        reasons.append(clean(entry.get("reason") or ""))
+    lines: list[str] = []
+    for line, reason in zip(table(rows, right="lllllr", indent=""), reasons, strict=True):
+        lines.append(shorten(line, width))
+        if reason:
+            lines += [f"    {part}" for part in wrap(reason, width - 4)]
+    return "\n".join(lines) + "\n"
+
+
+# Start
+
+
+def banner(data: Doc, command: str = "run") -> str:
+    """What `run` and `start` print when the instance accepts."""
+    name = clean(data.get("name", "default"))
+    option = "" if name == "default" else f" --name {name}"
+    urls = [clean(url) for url in data.get("urls", ())]
+    workers, threads = data.get("workers", 1), data.get("threads", 1)
+    size = plural(workers, "worker") + (f" × {plural(threads, 'thread')}" if isinstance(threads, int) else "")
+    interface = clean(data.get("interface") or "")
+    rows = [
+        ("instance", name),
+        ("release", f"{clean(data.get('release', '?'))}  {clean(data.get('path', '?'))}"),
+        ("python", clean(data.get("python", "?"))),
+        ("workers", size + (f", {interface}" if interface else "")),
+        ("health", clean(data.get("health", "?"))),
+        ("config", clean(data.get("config_file") or "none")),
+    ]
+    lines = [f"quiesce serves {' '.join(urls) or 'nowhere'}"]
+    lines += [f"  {label:<9} {text}" for label, text in rows]
+    lines += [f"! {clean(notice)}" for notice in data.get("notices", ())]
+    stop = f"quiesce{option} stop" + ("   (or Ctrl-C here)" if command == "run" else "")
+    lines += [
+        "next:",
+        f"  quiesce{option} upgrade     roll out what is in the release directory now",
+        f"  quiesce{option} status      what runs",
+        f"  {stop}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# Errors and results
+
+
+def failure(command: str, text: str, detail: str = "") -> str:
+    """`quiesce: upgrade failed: …` and the detail block, indented by nothing so that it can be copied."""
+    head = f"quiesce: {command} failed: {clean(text)}" if command else f"quiesce: {clean(text)}"
+    return head + "\n" + block(detail)
+
+
+def block(detail: str) -> str:
+    """Lines that came from an application, made safe for a terminal."""
+    detail = detail.rstrip("\n")
+    if not detail:
+        return ""
+    return "".join(f"{clean(line, keep_lines=True)}\n" for line in detail.split("\n"))
+
+
+# Configuration
+
+
+def settings(rows: Sequence[tuple[str, str, str]]) -> str:
+    """`check --show-config`: key, value and origin, aligned."""
+    return "\n".join(table([("KEY", "VALUE", "ORIGIN"), *rows], indent="")) + "\n"

@@ -1,0 +1,150 @@
+"""Starting a process: what it has, what it has not, and what it says when it cannot start."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from quiesce.shared.channel import make_pair
+from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.spawn import Identity, Spawned, Spawner, Spec
+
+REPORT = """
+import json, os, signal, sys
+print(json.dumps({
+    "argv": sys.argv, "cwd": os.getcwd(), "sid": os.getsid(0) == os.getpid(), "umask": os.umask(0),
+    "fds": sorted(int(n) for n in os.listdir("/proc/self/fd")), "env": dict(os.environ),
+    "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "uid": os.getresuid(), "gid": os.getresgid(),
+    "groups": os.getgroups(), "stdin": os.readlink("/proc/self/fd/0"),
+    "nnp": [l for l in open("/proc/self/status") if l.startswith("NoNewPrivs")],
+    "hup": str(signal.getsignal(signal.SIGHUP)),
+}))
+"""
+
+
+def inheritable_here(fd: int) -> bool:
+    """Was it given to this test process by whoever started it?"""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+def finish(spawned: Spawned) -> os.waitid_result:
+    info = os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
+    os.close(spawned.pidfd)
+    assert info is not None
+    return info
+
+
+def spawn_report(tmp_path: Path, identity: Identity | None = None) -> dict:
+    script = tmp_path / "report.py"
+    script.write_text(REPORT)
+    spawner = Spawner()
+    spawner._bootstrap = str(script)
+    capture = Capture()
+    ours, theirs = make_pair()
+    leak = os.open("/dev/null", os.O_RDONLY)  # close-on-exec: must not be seen by the worker
+    spec = Spec(sys.executable, str(tmp_path), {"A": "b"}, theirs.fileno(), capture.fd, 0o027, identity)
+    info = finish(spawner.spawn(spec))
+    os.close(leak)
+    text = capture.tail()
+    capture.close()
+    channel = theirs.fileno()
+    ours.close()
+    theirs.close()
+    assert info.si_status == 0, text
+    report = json.loads(text)
+    report["channel"] = channel
+    return report
+
+
+def test_a_worker_has_its_channel_and_nothing_else_of_ours(tmp_path: Path) -> None:
+    report = spawn_report(tmp_path)
+    ours = {report["channel"], *(fd for fd in report["fds"] if fd > 2 and inheritable_here(fd))}
+    assert len([fd for fd in report["fds"] if fd > 2 and fd not in ours]) <= 1, "1: listdir's own"
+    assert report["argv"][1] == str(report["channel"])
+    assert report["argv"][2] == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert report["cwd"] == str(tmp_path)
+    assert report["sid"], "its own session: the terminal's Ctrl-C is not for it"
+    assert report["umask"] == 0o027
+    assert report["env"].get("A") == "b" and "HOME" not in report["env"]
+    assert report["blocked"] == 0
+    assert report["stdin"] == "/dev/null"
+    assert report["hup"] == "0", "SIG_DFL"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: drops rights")
+def test_rights_are_dropped_before_the_interpreter_runs(tmp_path: Path) -> None:
+    if not os.access("/usr/bin/python3", os.X_OK):
+        pytest.skip("needs /usr/bin/python3, which every user may run")
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents:
+        if folder.stat().st_uid == 0 and str(folder) != "/" and "pytest" in str(folder):
+            folder.chmod(0o755)
+    (tmp_path / "report.py").write_text(REPORT)
+    spawner = Spawner()
+    spawner._bootstrap = str(tmp_path / "report.py")
+    capture = Capture()
+    ours, theirs = make_pair()
+    who = Identity(65534, 65534, (65534,), "nobody", "/nonexistent")
+    info = finish(
+        spawner.spawn(Spec("/usr/bin/python3", str(tmp_path), {}, theirs.fileno(), capture.fd, 0o022, who))
+    )
+    text = capture.tail()
+    ours.close()
+    theirs.close()
+    capture.close()
+    assert info.si_status == 0, text
+    report = json.loads(text)
+    assert report["uid"] == [65534] * 3 and report["gid"] == [65534] * 3 and report["groups"] == [65534]
+    assert report["nnp"] == ["NoNewPrivs:\t1\n"]
+
+
+@pytest.mark.parametrize(
+    ("python", "cwd", "said"),
+    [
+        ("/nowhere/python", "/", "the interpreter /nowhere/python is not there"),
+        (sys.executable, "/gone", "the directory /gone"),
+    ],
+)
+def test_what_cannot_start_says_why_in_its_output(python: str, cwd: str, said: str) -> None:
+    capture = Capture()
+    ours, theirs = make_pair()
+    info = finish(Spawner().spawn(Spec(python, cwd, {}, theirs.fileno(), capture.fd, 0o022)))
+    assert info.si_status == 77
+    assert said in capture.tail()
+    ours.close()
+    theirs.close()
+    capture.close()
+
+
+def test_the_capture_neither_blocks_nor_mixes_writers() -> None:
+    capture = Capture()
+    twin = os.dup(capture.fd)
+    for number in range(2000):
+        os.write(capture.fd if number % 2 else twin, f"line {number}\n".encode() + b"x" * 500 + b"\n")
+    first = capture.take_new()
+    assert first.count(b"\n") == 4000
+    assert capture.take_new() == b""
+    os.write(twin, b"the end\n")
+    assert capture.take_new() == b"the end\n"
+    assert capture.tail(1) == "the end"
+    os.close(twin)
+    capture.close()
+
+
+def test_the_workers_end_of_the_channel_is_the_only_one_left_open() -> None:
+    """EOF must mean that the worker is dead: no copy of its end may stay with us."""
+    ours, theirs = make_pair()
+    capture = Capture()
+    spawned = Spawner().spawn(Spec("/nowhere", "/", {}, theirs.fileno(), capture.fd, 0o022))
+    theirs.close()
+    finish(spawned)
+    ours.settimeout(10)
+    assert ours.recv(1) == b"", "EOF"
+    ours.close()
+    capture.close()

@@ -1,0 +1,222 @@
+"""WSGI, PEP 3333."""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from types import TracebackType
+from typing import IO, Any
+
+from quiesce.worker.core.rejected import REASONS
+from quiesce.worker.core.request import Header, Request, unquote
+from quiesce.worker.core.response_head import BadResponse
+from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.parts import Parts
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+Environ = dict[str, Any]
+
+_KEYS: dict[bytes, str] = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
+_MOST_KEYS = 1000
+_JOIN_BELOW = 64 * 1024
+
+
+class FileWrapper:
+    """``wsgi.file_wrapper``: sent by the kernel if it is a regular file, read in blocks if not."""
+
+    def __init__(self, file: IO[bytes], block_size: int = 64 * 1024) -> None:
+        self.file = file
+        self.block_size = block_size
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> "FileWrapper":
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.file.read(self.block_size)
+        if data:
+            return data
+        raise StopIteration
+
+    def rest_of_file(self) -> tuple[int, int, int] | None:
+        """(descriptor of ours, offset, count) of what is left to read, or None if the kernel cannot send it."""
+        try:
+            fd = self.file.fileno()
+            status = os.fstat(fd)
+            offset = self.file.tell()
+        except (AttributeError, OSError, ValueError):
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return os.dup(fd), offset, max(0, status.st_size - offset)
+
+
+class WsgiApp:
+    """See :class:`quiesce.worker.apps.base.App`.  ``multithread`` is what ``wsgi.multithread`` says."""
+
+    interface = "wsgi"
+    streams_body = False
+    blocking = True
+
+    def __init__(self, application: Callable[..., Iterable[bytes]], *, multithread: bool = True) -> None:
+        self._application = application
+        self._base: Environ = {
+            "SCRIPT_NAME": "",
+            "wsgi.version": (1, 0),
+            "wsgi.multithread": multithread,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+            "wsgi.file_wrapper": FileWrapper,
+            "SERVER_SOFTWARE": "quiesce",
+        }
+
+    def handle(self, exchange: Exchange) -> None:
+        call = _Call(exchange)
+        result = self._application(self._environ(exchange), call.start_response)
+        if type(result) is list and not call.wrote:
+            call.send_whole(result)  # the usual case, and a list has no close()
+        else:
+            call.send(result, getattr(result, "close", None))
+
+    def _environ(self, exchange: Exchange) -> Environ:
+        request = exchange.request
+        environ = self._base.copy()
+        local, peer = request.local, request.peer
+        target = request.target.decode("latin-1")
+        environ["REQUEST_METHOD"] = request.method
+        environ["PATH_INFO"] = unquote(request.raw_path).decode("latin-1")
+        environ["QUERY_STRING"] = request.query.decode("latin-1")
+        environ["RAW_URI"] = environ["REQUEST_URI"] = target
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
+        environ["wsgi.url_scheme"] = request.scheme
+        environ["wsgi.input"] = exchange.body if exchange.body is not None else BytesIO()
+        environ["wsgi.errors"] = sys.stderr
+        if peer is None:
+            environ["REMOTE_ADDR"] = ""
+        else:
+            environ["REMOTE_ADDR"] = peer[0]
+            environ["REMOTE_PORT"] = str(peer[1])
+        keys = _KEYS
+        for name, value in request.headers:
+            key = keys.get(name)
+            if key is None:
+                key = _learn(name)
+            if not key:
+                continue
+            text = value.decode("latin-1")
+            if key in environ:
+                text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{text}"
+            environ[key] = text
+        if local is not None:
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = local[0], str(local[1])
+        else:
+            _name_from_host(environ, request)
+        return environ
+
+
+def _learn(name: bytes) -> str:
+    """The environ key of a header; "" for one that another could be taken for."""
+    if b"_" in name:
+        return ""  # X_Forwarded_For would pass for X-Forwarded-For, which a proxy has checked
+    if len(_KEYS) > _MOST_KEYS:
+        return "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+    key = _KEYS[name] = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+    return key
+
+
+def _name_from_host(environ: Environ, request: Request) -> None:
+    """On a unix socket only Host can say who we are; PEP 3333 wants a name and a port that are not empty."""
+    host, _, port = str(environ.get("HTTP_HOST", "")).rpartition(":")
+    if not port.isdigit():
+        host, port = str(environ.get("HTTP_HOST", "")), "443" if request.scheme == "https" else "80"
+    environ["SERVER_NAME"], environ["SERVER_PORT"] = host or "localhost", port
+
+
+class _Call:
+    """One call of the application: what start_response and write do."""
+
+    __slots__ = ("_exchange", "wrote")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.wrote = False
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        exchange = self._exchange
+        if exc_info:
+            try:
+                if exchange.started:
+                    assert exc_info[1] is not None
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # a cycle through the frame
+        elif exchange.status:
+            raise AssertionError("start_response was called twice without exc_info")
+        code, _, reason = status.partition(" ")
+        if len(code) != 3 or not code.isdigit():
+            raise BadResponse(f"the status {status!r} does not begin with three digits")
+        exchange.start(int(code), _encode(headers), _reason(int(code), reason))
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """The callable that start_response returns.  Older than iterables; it sends at once."""
+        exchange = self._exchange
+        self.wrote = True
+        if exchange.write(data) > exchange.high_water and exchange.may_wait:
+            exchange.wait_writable(exchange.low_water)
+
+    def send(self, result: Iterable[bytes], close: Callable[[], None] | None) -> None:
+        """Send what the application returned, then close it."""
+        exchange = self._exchange
+        if not isinstance(result, (list, tuple, FileWrapper)) or self.wrote:
+            Parts(exchange, result, close).run()
+            return
+        try:
+            piece = result.rest_of_file() if isinstance(result, FileWrapper) else None
+            if piece is not None:
+                self._send_file(*piece)
+            elif isinstance(result, FileWrapper):
+                Parts(exchange, result, None).run()
+            else:
+                self.send_whole(result)
+        finally:
+            if close is not None:
+                close()
+
+    def send_whole(self, parts: list[bytes] | tuple[bytes, ...]) -> None:
+        """It is all there: it is queued at once, and a client that reads slowly holds no thread."""
+        exchange = self._exchange
+        if not exchange.status:
+            raise AssertionError("the application returned without calling start_response")
+        size = sum(map(len, parts))
+        if size <= _JOIN_BELOW or len(parts) == 1:
+            exchange.finish(b"".join(parts))
+            return
+        exchange.expect(size)
+        for part in parts:
+            exchange.write(part)
+        exchange.finish()
+
+    def _send_file(self, fd: int, offset: int, count: int) -> None:
+        if not self._exchange.status:
+            os.close(fd)
+            raise AssertionError("the application returned without calling start_response")
+        self._exchange.send_file(fd, offset, count)
+        self._exchange.finish()
+
+
+def _encode(headers: list[tuple[str, str]]) -> list[Header]:
+    try:
+        return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    except UnicodeEncodeError as exc:
+        raise BadResponse(f"header {exc.object!r} is not Latin-1") from None
+
+
+def _reason(code: int, reason: str) -> bytes:
+    """b"" for the usual one, whose line is kept ready."""
+    return b"" if not reason or REASONS.get(code) == reason else reason.encode("latin-1", "replace")

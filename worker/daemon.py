@@ -1,0 +1,302 @@
+"""The HTTP daemon: listeners and connections in, an application called, everything let go in the end.
+
+A library in its own right: it knows no supervisor.  Every method is for the loop's thread.
+"""
+
+import socket
+from collections.abc import Callable
+from time import gmtime, monotonic_ns, time
+from _thread import get_ident
+
+from quiesce.worker.apps.base import App
+from quiesce.worker.core import drain as life
+from quiesce.worker.core.http1 import HeadParser
+from quiesce.worker.core.limits import Limits
+from quiesce.worker.core.rejected import Rejected
+from quiesce.worker.core.request import Address
+from quiesce.worker.loops.base import Loop, Timer
+from quiesce.worker.loops.thread_pool import ThreadPool
+from quiesce.worker.net import counters as figures
+from quiesce.worker.net.acceptor import Acceptor, Listener
+from quiesce.worker.net.counters import Counters
+from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.stream import Connection
+
+AccessLog = Callable[[Exchange, int, int, float], None]
+"""Called with the exchange, status, bytes of body, seconds; from whichever thread finished the response."""
+
+_HEARTBEAT_S = 0.2  # the scoreboard promises 0.25
+_LAST_WORDS_S = 5.0  # what a drain that is over leaves for FIN and linger, or those who take their 503 slowly
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class Daemon:
+    """Serves one application on any number of listeners.
+
+    Args:
+        app: The application.
+        loop: Whoever waits; it must not run yet, or this must be its thread.
+        limits: See :class:`~quiesce.worker.core.limits.Limits`.
+        threads: 1 = a blocking application runs in the loop's thread; more = in a pool of so many.
+        slot: A slot of the scoreboard (``memoryview`` of unsigned 64-bit integers), written in place.
+        before_accept: Called before connections are accepted; it may call :meth:`quiesce`.
+        access_log: Called once for each response of the application.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        loop: Loop,
+        *,
+        limits: Limits = Limits(),  # noqa: B008  (immutable)
+        threads: int = 1,
+        slot: memoryview | None = None,
+        before_accept: Callable[[], None] | None = None,
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self.app = app
+        self.loop = loop
+        self.limits = limits
+        self.access_log = access_log
+        self.counters = Counters(slot)
+        self.parser = HeadParser(limits)
+        self.draining = False  # every answer is its connection's last
+        self._state = life.State.QUIESCED
+        self._drain_timer: Timer | None = None
+        self._drain_s = 0.0
+        self._ended = False  # the drain's time is over; who is left has its last words
+        self._on_drained: Callable[[], None] | None = None
+        self._connections: set[Connection] = set()
+        self._by_ip: dict[str, int] = {}
+        self._acceptor = Acceptor(loop, self._accepted, before_accept)
+        self._blocking = getattr(app, "blocking", True)
+        self._pool = ThreadPool(threads, self._call) if threads > 1 and self._blocking else None
+        self._second = 0
+        self._date = b""
+        self._date_line = b""
+        self._thread: int | None = None
+        if slot is not None:
+            loop.slot = slot
+        self._heartbeat: Timer = loop.call_at(loop.now(), self._beat)
+
+    # -- listeners ------------------------------------------------------------------------------
+
+    def add_listener(self, name: str, sock: socket.socket) -> None:
+        """Take a listening socket: this process's descriptor of it is closed by :meth:`remove_listener` or
+        :meth:`close`, and the socket itself is never shut down.  Accepts at once if the daemon is accepting.
+        """
+        self._acceptor.add(name, sock)
+
+    def remove_listener(self, name: str) -> None:
+        """Close our descriptor of a listener.  What waits in its queue stays there for others."""
+        self._acceptor.remove(name)
+
+    def accept(self) -> None:
+        """Accept connections on all listeners; also the way back from quiesce and from a drain."""
+        self._step(life.Event.ACCEPT)
+
+    resume = accept
+
+    def quiesce(self) -> None:
+        """Stop accepting.  When this returns, nobody here accepts again; connections are served on."""
+        self._step(life.Event.QUIESCE)
+
+    def drain(self, timeout_s: float, on_drained: Callable[[], None]) -> None:
+        """Quiesce, finish what was accepted, then call ``on_drained``, once.
+
+        A connection whose first request has not come is served when it comes; every answer from now on says
+        ``Connection: close``; idle ones are left alone until ``timeout_s``, then closed politely.  Busy ones
+        have until then too: who has no answer gets 503, who has half a one is cut.  ``on_drained`` is called when
+        every close is finished, a few seconds after ``timeout_s`` at the latest.
+        """
+        self._drain_s = timeout_s
+        self._on_drained = on_drained
+        self._ended = False
+        self._step(life.Event.DRAIN)
+        self._check_empty()
+
+    def close(self) -> None:
+        """Cut everything; release listeners, connections and threads.  The loop stays its owner's."""
+        if self._state is life.State.CLOSED:
+            return
+        self._step(life.Event.CLOSE)
+        self._acceptor.close()
+        self._heartbeat.cancel()
+        if self._pool is not None:
+            self._pool.close(1.0)
+
+    def descriptors(self) -> list[int]:
+        """All that a forked child of the application must close: it would hold connections and listeners open
+        for as long as it lives."""
+        listeners = [listener.fd for listener in self._acceptor.listeners.values()]
+        return [*listeners, *self.loop.descriptors(), *(connection.fd for connection in self._connections)]
+
+    # -- connections ------------------------------------------------------------------------------
+
+    def add_connection(
+        self,
+        sock: socket.socket,
+        *,
+        peer: Address,
+        local: Address,
+        scheme: str = "http",
+        probe: bool = False,
+    ) -> None:
+        """Serve a connected stream socket; owns it in any case.
+
+        ``peer`` and ``local`` are what the application sees.  A probe is not counted, limited or logged.
+        """
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                pass  # reset already; reading will tell
+        self._add(Connection(self, sock, peer, local, scheme, probe))
+
+    def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
+        sock.setblocking(False)
+        limits = self.limits
+        connection = Connection(self, sock, peer, local, "http", False)
+        full = self._add(connection) > limits.connections > 0
+        ip = peer[0] if peer else ""
+        if limits.connections_per_ip and ip:
+            connection.ip = ip
+            self._by_ip[ip] = self._by_ip.get(ip, 0) + 1
+            full = full or self._by_ip[ip] > limits.connections_per_ip
+        self.counters.count(figures.ACCEPTED)
+        if full:
+            self.counters.count(figures.REFUSED)
+            connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def _add(self, connection: Connection) -> int:
+        self._connections.add(connection)
+        if not connection.probe:
+            self.counters.connection(1, 0)
+        return self.counters.open
+
+    def forget(self, connection: Connection) -> None:
+        """A connection's last word."""
+        self._connections.discard(connection)
+        if connection.ip:
+            left = self._by_ip[connection.ip] - 1
+            if left:
+                self._by_ip[connection.ip] = left
+            else:
+                del self._by_ip[connection.ip]
+        if not connection.probe:
+            self.counters.connection(-1, 0)
+            self._check_empty()
+
+    @property
+    def open(self) -> int:
+        """Connections, probes not counted."""
+        return self.counters.open
+
+    @property
+    def idle(self) -> int:
+        """Connections on which nothing has come since they were accepted or answered."""
+        return self.counters.open - self.counters.busy
+
+    @property
+    def busy(self) -> int:
+        """The others: a request on its way, at work, or answered and not yet closed."""
+        return self.counters.busy
+
+    @property
+    def oldest_request_s(self) -> float:
+        """For how long the oldest request in the thread pool has run; inline ones are on the scoreboard."""
+        return self._pool.oldest_s if self._pool is not None else 0.0
+
+    # -- calling the application ----------------------------------------------------------------------
+
+    def call(self, exchange: Exchange) -> None:
+        """Have a request answered, here or by the pool."""
+        if self._pool is not None:
+            self._pool.submit(exchange)
+            return
+        slot = self.counters.slot
+        slot[figures.IN_REQUEST_SINCE_NS] = monotonic_ns()
+        self._call(exchange)
+        slot[figures.IN_REQUEST_SINCE_NS] = 0
+
+    def _call(self, exchange: Exchange) -> None:
+        try:
+            self.app.handle(exchange)
+        except BaseException as exc:  # SystemExit too: one request does not end the process
+            exchange.fail(exc)
+
+    # -- what connections ask ---------------------------------------------------------------------------
+
+    def in_loop(self) -> bool:
+        """Is this the loop's thread?"""
+        return self._thread is None or self._thread == get_ident()
+
+    def date(self) -> bytes:
+        """The value of the Date field (RFC 9110 §5.6.7), made once a second."""
+        self.date_line()
+        return self._date
+
+    def date_line(self) -> bytes:
+        """The Date field as a whole line."""
+        second = int(time())
+        if second != self._second:
+            now = gmtime(second)  # not strftime: names of days are English, whatever the locale
+            date = (
+                f"{_DAYS[now.tm_wday]}, {now.tm_mday:02} {_MONTHS[now.tm_mon - 1]} {now.tm_year} "
+                f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02} GMT"
+            ).encode()
+            self._date, self._date_line, self._second = date, b"Date: %s\r\n" % date, second
+        return self._date_line
+
+    # -- the daemon's own life ------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        self._thread = get_ident()
+        self.counters.slot[figures.TURN_NS] = monotonic_ns()
+        self._heartbeat = self.loop.call_at(self.loop.now() + _HEARTBEAT_S, self._beat)
+
+    def _step(self, event: life.Event) -> None:
+        self._state, actions = life.step(self._state, event)
+        self.draining = self._state in (life.State.DRAINING, life.State.DRAINED)
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: life.Action) -> None:
+        if action is life.Action.LISTEN:
+            self._acceptor.start()
+        elif action is life.Action.UNLISTEN:
+            self._acceptor.pause()
+        elif action is life.Action.ARM:
+            self._drain_timer = self.loop.call_at(self.loop.now() + self._drain_s, self._drain_late)
+        elif action is life.Action.DISARM:
+            if self._drain_timer is not None:
+                self._drain_timer.cancel()
+        elif action is life.Action.END:
+            self._end()
+        elif action is life.Action.CUT:
+            for connection in list(self._connections):
+                connection.cut()
+        elif action is life.Action.SAY_DRAINED:
+            callback, self._on_drained = self._on_drained, None
+            if callback is not None:
+                callback()
+
+    def _drain_late(self) -> None:
+        self._step(life.Event.DEADLINE)
+
+    def _end(self) -> None:
+        """The drain's time is over; the second time, patience is too."""
+        for connection in list(self._connections):
+            if self._ended:
+                connection.cut()
+            else:
+                connection.end()
+        if not self._ended:
+            self._ended = True
+            self._drain_timer = self.loop.call_at(self.loop.now() + _LAST_WORDS_S, self._drain_late)
+
+    def _check_empty(self) -> None:
+        if self.draining and not self.counters.open:
+            self._step(life.Event.EMPTY)

@@ -1,0 +1,108 @@
+"""The daemon's loop inside asyncio's, or uvloop's where that is installed.
+
+The daemon's descriptors stay in an epoll set of our own, and asyncio watches that one descriptor: an epoll
+set is readable while anything in it is ready.  So every descriptor behaves exactly as in ``epoll_loop.py``, also where
+``add_reader`` has no word for it (a hang-up while nothing is read, a shared listener's ghost), and a turn
+costs asyncio one handle however many connections are ready.
+"""
+
+import asyncio
+import select
+import sys
+import time
+from collections.abc import Callable
+
+from quiesce.shared.scoreboard import Field
+from quiesce.worker.loops.base import READ, Timer
+
+HEARTBEAT_S = 0.2  # the scoreboard promises 0.25
+_BATCH = 256  # events a turn, so that the application's tasks get theirs
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()  # type: ignore[no-any-return]
+
+
+class AsyncioLoop:
+    """``Loop`` (base.py) on an event loop of its own; ``aio`` is that event loop."""
+
+    def __init__(self) -> None:
+        self.slot: memoryview | None = None
+        self.aio = _new_event_loop()
+        asyncio.set_event_loop(self.aio)
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self.aio.add_reader(self._epoll.fileno(), self._turn)
+        self.now = time.monotonic  # not aio.time(): uvloop's stands still within a turn
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def rewatch(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        return self.aio.call_later(max(0.0, when - self.now()), callback)
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        try:
+            self.aio.call_soon_threadsafe(callback)
+        except RuntimeError:
+            pass  # closed: nobody is left to do it, as in a loop that has stopped
+
+    def run(self) -> None:
+        self._beat()
+        self.aio.run_forever()
+
+    def stop(self) -> None:
+        self.aio.stop()
+
+    def close(self) -> None:
+        """End what is left of the application's tasks, as ``asyncio.run`` does, and release the descriptors."""
+        aio = self.aio
+        tasks = asyncio.all_tasks(aio)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            aio.run_until_complete(asyncio.wait(tasks))
+        aio.run_until_complete(aio.shutdown_asyncgens())
+        aio.run_until_complete(aio.shutdown_default_executor())
+        asyncio.set_event_loop(None)
+        aio.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        aio.close()
+
+    def descriptors(self) -> list[int]:
+        """Ours, and those of asyncio's: a forked child that closed its loop would take the parent's
+        descriptors out of the epoll set that both share."""
+        inner = (getattr(self.aio, name, None) for name in ("_selector", "_ssock", "_csock"))
+        fds = [owner.fileno() for owner in inner if hasattr(owner, "fileno")]
+        return fds if self._epoll.closed else [self._epoll.fileno(), *fds]
+
+    def _turn(self) -> None:
+        callbacks = self._callbacks
+        for fd, mask in self._epoll.poll(0, _BATCH):
+            callback = callbacks.get(fd)
+            if callback is None:
+                continue  # unwatched by a callback before it in this turn
+            try:
+                callback(mask)
+            except Exception:
+                sys.excepthook(*sys.exc_info())  # a bug of ours must not end the other connections
+        if self.slot is not None:
+            self.slot[Field.TURN_NS] = time.monotonic_ns()
+
+    def _beat(self) -> None:
+        """The heartbeat leaves from the serving loop, so a handler that blocks it is seen."""
+        if self.slot is not None:
+            self.slot[Field.TURN_NS] = time.monotonic_ns()
+        self.aio.call_later(HEARTBEAT_S, self._beat)

@@ -1,0 +1,52 @@
+"""Threads that run blocking applications.  As many as asked for, from the first request to the end."""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ThreadPool:
+    """Calls ``work(item)`` in one of ``count`` threads.  ``work`` must not raise."""
+
+    def __init__(self, count: int, work: Callable[[T], None]) -> None:
+        self._queue: SimpleQueue[T | None] = SimpleQueue()
+        self.submit = self._queue.put
+        self._since = [0.0] * count
+        # Daemon threads: one that hangs in the application must not hang the interpreter's exit.
+        self._threads = [
+            Thread(target=self._run, args=(work, number), name=f"quiesce-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, work: Callable[[T], None], number: int) -> None:
+        get, since = self._queue.get, self._since
+        while (item := get()) is not None:
+            since[number] = monotonic()
+            work(item)
+            since[number] = 0.0
+
+    @property
+    def oldest_s(self) -> float:
+        """For how long the oldest request that runs now has run; 0 = none runs."""
+        running = [since for since in self._since if since]
+        return monotonic() - min(running) if running else 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a thread."""
+        return self._queue.qsize()
+
+    def close(self, timeout_s: float) -> bool:
+        """Let the threads end after what they have; False if some did not in time."""
+        for _ in self._threads:
+            self._queue.put(None)
+        until = monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, until - monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)

@@ -1,0 +1,174 @@
+"""Takes connections from the kernel's queue, and stops taking them."""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from quiesce.worker.core.request import Address
+from quiesce.worker.loops.base import READ, Loop, Timer
+
+_BURST = 16  # of one turn: what is accepted here is not accepted by an idle neighbour
+_RETRY_S = 0.1
+# accept(2): errors of the connection that came, not of the listener
+_OF_THE_CONNECTION = frozenset(
+    (errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN,
+     errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EINTR, errno.ETIMEDOUT)
+)  # fmt: skip
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+Accepted = Callable[[socket.socket, Address, Address, "Listener"], None]
+
+
+class Listener:
+    """One listening socket.  Owns this process's descriptor of it, and nothing else: other processes accept on
+    the same socket, so it is never shut down and no flag of it is changed but towards O_NONBLOCK.
+    """
+
+    def __init__(self, name: str, sock: socket.socket) -> None:
+        self.name = name
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.watched = False
+        self.is_inet = sock.family in (socket.AF_INET, socket.AF_INET6)
+        self._local: Address = None
+        if self.is_inet:
+            address = sock.getsockname()
+            if address[0] not in ("0.0.0.0", "::"):
+                self._local = address[:2]
+            try:
+                # Accepted sockets inherit it, which saves a call for each of them.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                pass
+
+    def local_of(self, sock: socket.socket) -> Address:
+        """Our end of an accepted connection."""
+        if not self.is_inet or self._local is not None:
+            return self._local
+        try:
+            return sock.getsockname()[:2]  # type: ignore[no-any-return]
+        except OSError:
+            return None
+
+
+class Acceptor:
+    """All listeners of a daemon.  Loop's thread only, so that after ``pause`` nobody accepts."""
+
+    def __init__(self, loop: Loop, accepted: Accepted, before_accept: Callable[[], None] | None) -> None:
+        self._loop = loop
+        self._accepted = accepted
+        self._before = before_accept
+        self.listeners: dict[str, Listener] = {}
+        self.active = False
+        self._retry: Timer | None = None  # out of descriptors: nobody is watched until it fires
+        self._said = False
+
+    def add(self, name: str, sock: socket.socket) -> None:
+        """Take a listening socket, in place of one of that name."""
+        self.remove(name)
+        listener = self.listeners[name] = Listener(name, sock)
+        if self.active and self._retry is None:
+            self._watch(listener)
+
+    def remove(self, name: str) -> None:
+        """Close our descriptor of it.  Connections in its queue are for whoever else holds it."""
+        listener = self.listeners.pop(name, None)
+        if listener is not None:
+            self._unwatch(listener)
+            listener.sock.close()
+
+    def start(self) -> None:
+        self.active = True
+        self._watch_all()
+
+    def pause(self) -> None:
+        self.active = False
+        self._unwatch_all()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _watch_all(self) -> None:
+        for listener in self.listeners.values():
+            self._watch(listener)
+
+    def _unwatch_all(self) -> None:
+        for listener in self.listeners.values():
+            self._unwatch(listener)
+
+    def _watch(self, listener: Listener) -> None:
+        if not listener.watched:
+            listener.watched = True
+            self._loop.watch(listener.fd, lambda events: self._ready(listener), READ)
+
+    def _unwatch(self, listener: Listener) -> None:
+        # Before every close: epoll holds the open file description, and while another process has the
+        # listener open, our epoll would report it for ever with no way left to remove it.
+        if listener.watched:
+            listener.watched = False
+            self._loop.unwatch(listener.fd)
+
+    def _ready(self, listener: Listener) -> None:
+        if self._before is not None:
+            self._before()  # an order to quiesce that has arrived wins
+        if not listener.watched:
+            return
+        # O_NONBLOCK is on the shared open file description and any process may have cleared it; accept has no
+        # MSG_DONTWAIT; and what epoll saw, another worker may have taken.  We would block for ever.
+        os.set_blocking(listener.fd, False)
+        for _ in range(_BURST):
+            if not listener.watched or not self._accept(listener):
+                return
+
+    def _accept(self, listener: Listener) -> bool:
+        """Accept one; False when there is none."""
+        try:
+            fd, peer = listener.sock._accept()  # type: ignore[attr-defined]
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as exc:
+            return self._failed(listener, exc)
+        # With family and type given, no getsockopt is needed to ask for them.
+        sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, listener.sock.proto, fd)
+        self._accepted(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
+        return True
+
+    def _failed(self, listener: Listener, exc: OSError) -> bool:
+        if exc.errno in _OF_THE_CONNECTION:
+            return True
+        if exc.errno in _EXHAUSTED:
+            self._rest(exc)
+        else:
+            print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
+            self._rest(exc)
+        return False
+
+    def _rest(self, exc: OSError) -> None:
+        """Leave the listeners alone for a moment.
+
+        Clients lose nothing: they wait in the kernel's queue, where another worker may take them.  So no reserve
+        descriptor is spent on accepting them only to turn them away.
+        """
+        if not self._said:
+            self._said = True
+            print(
+                f"quiesce: accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections "
+                "(said once)",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._unwatch_all()
+        if self._retry is None:
+            self._retry = self._loop.call_at(self._loop.now() + _RETRY_S, self._again)
+
+    def _again(self) -> None:
+        self._retry = None
+        if self.active:
+            self._watch_all()
+
+    def close(self) -> None:
+        self.pause()
+        for name in list(self.listeners):
+            self.remove(name)
