@@ -2,7 +2,7 @@
 
     2026-11-23T12:00:00.123Z INFO worker ready release=r42 worker=r42/1 pid=811 after_s=0.41
 
-Not the standard library's logging: a worker would pay 10 ms and a megabyte for it, and the
+Not the standard library's logging: a worker would pay 5 ms and 1.3 MiB for it, and the
 application configures that one.  Nothing here raises, and nothing here waits longer than
 :data:`WAIT_MS` for whoever reads (a terminal stopped by Ctrl-S must not stop a rollout): a
 line that cannot be written is counted, and the next one that can says how many were lost.
@@ -133,8 +133,8 @@ class Log:
                 if self._blocks and not self._writable():
                     break
                 done += os.write(self._fd, data[done : done + size])
-        except OSError:
-            pass  # EAGAIN, EPIPE, ENOSPC, EBADF: there is nobody to tell
+        except (OSError, ValueError):
+            pass  # EAGAIN, EPIPE, ENOSPC, EBADF, descriptor -1: there is nobody to tell
         if 0 < done < len(data):
             self._torn = data[done - 1 : done] != b"\n"
         return done == len(data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quiesce.shared.errors import ControlError, ProtocolError
@@ -27,7 +27,11 @@ OnProgress = Callable[[Progress], None]
 
 
 class NoInstance(ControlError):
-    """Nobody to talk to: exit code 4."""
+    """Nobody to talk to: exit code 4.  ``found`` are those that do run."""
+
+    def __init__(self, text: str, found: Sequence[Found] = ()) -> None:
+        super().__init__(text)
+        self.found = tuple(found)
 
 
 class LostConnection(ControlError):
@@ -51,13 +55,18 @@ def choose_instance(name: str | None, runtime_dir: str | None) -> Places:
     if len(chosen) == 1:
         return chosen[0].places
     if name is not None:
-        raise NoInstance(f"no instance {name!r} runs{_where(chosen or found)}")
+        many = (
+            f"several instances {name!r} run, say which with --runtime-dir"
+            if chosen
+            else f"no instance {name!r} runs"
+        )
+        raise NoInstance(many + _where(chosen or found), found)
     if not found:
         raise NoInstance("no instance runs; start one with `quiesce run APP` or `quiesce start APP`")
-    raise NoInstance(f"several instances run, say which with --name{_where(found)}")
+    raise NoInstance(f"several instances run, say which with --name{_where(found)}", found)
 
 
-def _where(found: list[Found]) -> str:
+def _where(found: Sequence[Found]) -> str:
     if not found:
         return "; no other does either"
     lines = [f"  {item.places.name}  ({item.places.runtime_dir})" for item in found]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from quiesce.shared.errors import ProtocolError
 
@@ -18,10 +18,12 @@ VERSION = 1
 MAX_REQUEST_BYTES = 64 * 1024  # a line, its newline included
 MAX_REPLY_BYTES = 16 * 1024 * 1024  # what a client is ready to read as one line
 MAX_ID_CHARS = 64
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+# NamedTuples, not dataclasses: importing those would be a quarter of `quiesce status`.
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """Who is at the other end of the socket: SO_PEERCRED, SO_PEERGROUPS."""
 
     pid: int
@@ -30,32 +32,29 @@ class Peer:
     groups: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One command."""
 
     id: str  # uuid4, hex: the same id never starts a second change
     command: str
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = _NOTHING
     peer: Peer | None = None  # filled in by the server
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How a command is getting on."""
 
     text: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = _NOTHING
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How a command ended."""
 
     code: int
     text: str
     detail: str = ""  # further lines, such as a traceback
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = _NOTHING
 
 
 def encode_request(request: Request) -> bytes:

@@ -76,7 +76,9 @@ def _open_log(path: str) -> tuple[int, int]:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as exc:
-        raise ControlError(f"cannot open the log {path}: {exc.strerror}; name another with --log-file") from exc
+        raise ControlError(
+            f"cannot open the log {path}: {exc.strerror}; name another with --log-file"
+        ) from exc
     return fd, os.fstat(fd).st_size
 
 
@@ -99,6 +101,7 @@ def _become_daemon(
                 stdout=log,
                 stderr=log,
             ).open()
+        os.close(log_fd)  # 1 and 2 are it now
         code = serve(report)
     except BaseException as exc:
         import traceback

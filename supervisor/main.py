@@ -7,14 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from quiesce.supervisor.activation import take_listen_fds
-from quiesce.supervisor.history import History
-from quiesce.supervisor.notify import Notifier
-
 from quiesce.shared.errors import ConfigError, ControlError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log, journal_reads
 from quiesce.supervisor import status
+from quiesce.supervisor.activation import take_listen_fds
 from quiesce.supervisor.config import Loaded
 from quiesce.supervisor.control_protocol import Request
 from quiesce.supervisor.control_server import (
@@ -25,9 +22,11 @@ from quiesce.supervisor.control_server import (
     remove_own_socket,
 )
 from quiesce.supervisor.crew import close_on_exec_all
+from quiesce.supervisor.history import History
 from quiesce.supervisor.identity import group_id
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.notify import Notifier
 from quiesce.supervisor.operations import Operations
 from quiesce.supervisor.pidfile import InstanceLock, LockedError, remove_pidfile, take_lock, write_pidfile
 from quiesce.supervisor.places import Places
@@ -187,7 +186,7 @@ class _Supervisor:
             "release": release.id,
             "path": release.path,
             "python": release.python,
-            "workers": service.wanted,
+            "workers": service.upkeep.wanted,
             "threads": worker.threads if worker is not None else terms.configure.threads,
             "interface": worker.interface if worker is not None else release.interface,
             "health": terms.rule.text,
@@ -207,7 +206,7 @@ class _Supervisor:
         self._notifier.status(line)
         serving = self.service.serving
         if self._title is not None and serving is not None:
-            count = f"{serving.accepting()}/{self.service.wanted}"
+            count = f"{serving.accepting()}/{self.service.upkeep.wanted}"
             self._title(
                 f"quiesce: supervisor {self.service.settings.service.name} {serving.release.id} {count}"
             )
@@ -229,9 +228,9 @@ class _Supervisor:
 
     def _on_hup(self) -> None:
         """Upgrade; after SIGWINCH: resume."""
-        if self.service.held:
+        if self.service.upkeep.held:
             self.log.info("SIGHUP: resuming")
-            self.service.unhold()
+            self.service.upkeep.unhold()
             return
         self.log.info("SIGHUP: upgrading")
         try:
@@ -246,7 +245,7 @@ class _Supervisor:
             self.log.multiline("error", ended.text, ended.detail)
 
     def _on_scale(self, name: str, by: int) -> None:
-        wanted = max(1, self.service.wanted + by)
+        wanted = max(1, self.service.upkeep.wanted + by)
         self.log.info(name, workers=wanted)
         try:
             self.service.scale(wanted)
@@ -258,7 +257,7 @@ class _Supervisor:
         if _has_terminal():
             return
         self.log.info("SIGWINCH: quiescing all workers; SIGHUP resumes")
-        self.service.hold()
+        self.service.upkeep.hold()
 
     def _on_stop(self, name: str) -> None:
         """The first one is graceful, a second one is fast."""
@@ -323,7 +322,7 @@ def _check_in(loaded: Loaded, folder: str) -> StartReport:
     null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     log = Log(null, "error")
     service = Service(loop, log, loaded, Listeners(), History(folder, 1), null)
-    service.wanted = 1
+    service.upkeep.wanted = 1
     reports: list[StartReport] = []
 
     def decided(ended: Ended) -> None:

@@ -176,12 +176,16 @@ class Operations:
         lost: list[Worker] = []
 
         def settled() -> bool:
-            if service.serving is None or service.wanted != wanted or service.stopping is not Stopping.NO:
+            if (
+                service.serving is None
+                or service.upkeep.wanted != wanted
+                or service.stopping is not Stopping.NO
+            ):
                 return True
             workers = list(service.serving)
             lost.extend(worker for worker in workers if worker.failure and worker.id not in before)
             staying = [worker for worker in workers if worker.state not in GOING]
-            there = WorkerState.PROVEN if service.held else WorkerState.ACCEPTING
+            there = WorkerState.PROVEN if service.upkeep.held else WorkerState.ACCEPTING
             quiet = (WorkerState.QUIESCED,)
             return bool(lost) or (
                 len(staying) == wanted and all(w.state is there or w.state in quiet for w in staying)
@@ -192,8 +196,8 @@ class Operations:
                 reply.result(
                     Exit.DOWN, f"less than {wanted} workers serve: {lost[0].failure}", lost[0].detail
                 )
-            elif service.wanted != wanted:
-                reply.result(Exit.BUSY, f"another command wants {service.wanted} workers now")
+            elif service.upkeep.wanted != wanted:
+                reply.result(Exit.BUSY, f"another command wants {service.upkeep.wanted} workers now")
             else:
                 reply.result(Exit.OK, f"{wanted} worker{'s' * (wanted != 1)} of {_serving(service)} serve")
 
@@ -220,7 +224,7 @@ class Operations:
         self._refuse_in_rollout()
         what, workers = self._chosen(args)
         if what == "all":
-            self._service.hold()
+            self._service.upkeep.hold()
         for worker in workers:
             worker.ask(WorkerEvent.QUIESCE_ASKED)
         self._answer_when(
@@ -234,7 +238,7 @@ class Operations:
         self._refuse_in_rollout()
         what, workers = self._chosen(args)
         if what == "all":
-            self._service.unhold()
+            self._service.upkeep.unhold()
         for worker in workers:
             worker.ask(WorkerEvent.RESUME_ASKED)
         self._answer_when(workers, WorkerState.ACCEPTING, reply, f"{what}: {len(workers)} workers accept")

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from quiesce.shared.errors import ControlError
 
@@ -19,8 +19,7 @@ _MAX_SUN_PATH = 107  # bytes; unix(7)
 _CONNECT_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """The paths of one instance.  Nothing is created by looking at them."""
 
     name: str
@@ -64,8 +63,7 @@ class Places:
             _check_writable_by_us_only(folder)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A running instance: something answers ``connect()`` on its control socket."""
 
     places: Places

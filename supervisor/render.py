@@ -232,10 +232,13 @@ def history(entries: Sequence[Doc], width: int = WIDTH) -> str:
 # Start
 
 
-def banner(data: Doc, command: str = "run") -> str:
-    """What `run` and `start` print when the instance accepts."""
+def banner(data: Doc, command: str = "run", address: str = "") -> str:
+    """What `run` and `start` print when the instance accepts.
+
+    Args:
+        address: The options with which a command finds it, as in " --name shop".
+    """
     name = clean(data.get("name", "default"))
-    option = "" if name == "default" else f" --name {name}"
     urls = [clean(url) for url in data.get("urls", ())]
     workers, threads = data.get("workers", 1), data.get("threads", 1)
     size = plural(workers, "worker") + (f" × {plural(threads, 'thread')}" if isinstance(threads, int) else "")
@@ -251,11 +254,11 @@ def banner(data: Doc, command: str = "run") -> str:
     lines = [f"quiesce serves {' '.join(urls) or 'nowhere'}"]
     lines += [f"  {label:<9} {text}" for label, text in rows]
     lines += [f"! {clean(notice)}" for notice in data.get("notices", ())]
-    stop = f"quiesce{option} stop" + ("   (or Ctrl-C here)" if command == "run" else "")
+    stop = f"quiesce{address} stop" + ("   (or Ctrl-C here)" if command == "run" else "")
     lines += [
         "next:",
-        f"  quiesce{option} upgrade     roll out what is in the release directory now",
-        f"  quiesce{option} status      what runs",
+        f"  quiesce{address} upgrade     roll out what is in the release directory now",
+        f"  quiesce{address} status      what runs",
         f"  {stop}",
     ]
     return "\n".join(lines) + "\n"
@@ -264,10 +267,11 @@ def banner(data: Doc, command: str = "run") -> str:
 # Errors and results
 
 
-def failure(command: str, text: str, detail: str = "") -> str:
-    """`quiesce: upgrade failed: …` and the detail block, indented by nothing so that it can be copied."""
-    head = f"quiesce: {command} failed: {clean(text)}" if command else f"quiesce: {clean(text)}"
-    return head + "\n" + block(detail)
+def failure(command: str, code: int, text: str, detail: str = "") -> str:
+    """`quiesce: upgrade failed: …`, then the detail as it is, so that it can be copied."""
+    refused = code in (2, 5)  # nothing was changed
+    head = f"quiesce: {command} {'refused' if refused else 'failed'}: " if command else "quiesce: "
+    return head + clean(text) + "\n" + block(detail)
 
 
 def block(detail: str) -> str:

@@ -4,22 +4,16 @@ The one place where rollouts, fleet and commands meet.  It decides nothing that 
 `core/` could decide: it brings facts to them and carries their answers out.
 """
 
-import os
 import time
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from quiesce.supervisor.history import History
-
-from quiesce.shared import messages as msg
-from quiesce.shared.errors import ConfigError, QuiesceError, SpawnError
+from quiesce.shared.errors import ConfigError, QuiesceError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Loaded, Settings
-from quiesce.supervisor.core import backoff, environment, fleet
-from quiesce.supervisor.core.lifecycle import COMING, GOING
+from quiesce.supervisor.core.lifecycle import GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.core.releases import (
@@ -31,16 +25,14 @@ from quiesce.supervisor.core.releases import (
 )
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.crew import Crew, Generation, Recipe
-from quiesce.supervisor.health import health_rule
-from quiesce.supervisor.identity import worker_identity
+from quiesce.supervisor.history import History
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
-from quiesce.supervisor.release_dir import exists, read_env_files, resolve
+from quiesce.supervisor.recipes import recipe as recipe_for
+from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
-from quiesce.supervisor.worker_link import Terms, Worker
-
-TICK_S = 1.0  # heartbeats, sums for the error gate, titles
-MINUTE_S = 60.0
+from quiesce.supervisor.upkeep import Upkeep, Waiters
+from quiesce.supervisor.worker_link import Worker
 
 Progress = Callable[[str], None]
 
@@ -84,22 +76,18 @@ class Service:
         self.history = history
         self.crew = Crew(loop, log, listeners, self._worker_changed)
         self.started_at = time.time()
-        self.wanted = loaded.settings.service.workers
         self.serving: Generation | None = None
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
-        self.held = False  # `quiesce all`
         self.stopping = Stopping.NO
         self.notices: list[str] = []
         self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
         self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
         self._log_fd = log_fd
         self._watches: dict[int, list[Watch]] = {}  # by id() of the run
-        self._waiters: list[tuple[Callable[[], bool], Callable[[], None]]] = []
-        self._samples: deque[tuple[float, Generation, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
+        self._waiters = Waiters()
         self._overrides: dict[str, str] = {}  # what `upgrade --release` and its like put in force
         self._ids = [str(entry.get("release", "")) for entry in history.entries()]
-        self._respawn = loop.call_at(loop.now(), lambda: None)
-        self._tick()
+        self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers, log_fd)
 
     @property
     def settings(self) -> Settings:
@@ -145,11 +133,11 @@ class Service:
         release = resolve(loaded.settings, self._new_id(), label)
         if plan.get("if_changed") and self.serving is not None and release.same_as(self.serving.release):
             return None
-        recipe = self.recipe(loaded.settings, release)
+        recipe = recipe_for(loaded.settings, release)
         if again.settings.listen != self.settings.listen:
-            self._notice("the listeners of the configuration have changed: that takes a restart")
+            self.notice("the listeners of the configuration have changed: that takes a restart")
         if again.settings.service.workers != self.settings.service.workers:
-            self.wanted = again.settings.service.workers  # else `scale` stays in force
+            self.upkeep.wanted = again.settings.service.workers  # else `scale` stays in force
         self.loaded, self._overrides = again, overrides
         self._ids.append(release.id)
         return self._roll_out("upgrade", release, recipe, plan, watch)
@@ -166,7 +154,7 @@ class Service:
         outcomes = self.history.outcomes()
         on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
-        recipe = self.recipe(self.settings, release)
+        recipe = recipe_for(self.settings, release)
         if self._overrides:
             self._overrides = {"release": release.path, "app": release.app}
         return self._roll_out("rollback", release, recipe, {}, watch)
@@ -185,7 +173,7 @@ class Service:
             if was_rolled_back(configured.path, outcomes) and any(
                 not release.same_code(configured) for release in good
             ):
-                self._notice(
+                self.notice(
                     f"{configured.path} was rolled back before and is not started; "
                     "`quiesce upgrade` tries it again once it is mended"
                 )
@@ -196,7 +184,7 @@ class Service:
             if not good:
                 raise
             configured = good[0]
-            self._notice(f"{exc}")
+            self.notice(f"{exc}")
         candidates += [release for release in good if not release.same_code(configured) or not candidates]
         self._start_next(candidates, watch)
 
@@ -207,12 +195,12 @@ class Service:
             if ended.code == 0 or not rest or self.stopping is not Stopping.NO:
                 watch.decided(ended)
                 return
-            self._notice(f"{ended.text}; serving the last good release {rest[0].id} ({rest[0].path}) instead")
+            self.notice(f"{ended.text}; serving the last good release {rest[0].id} ({rest[0].path}) instead")
             if ended.detail:
                 self.log.multiline("error", "start failed", ended.detail, release=release.id)
             self._start_next(rest, watch)
 
-        recipe = self.recipe(self.settings, release)
+        recipe = recipe_for(self.settings, release)
         inner = Watch(watch.progress, decided, watch.finished)
         self._roll_out("start", release, recipe, {"bake": 0.0}, inner)
 
@@ -229,40 +217,6 @@ class Service:
     def _new_id(self) -> str:
         return next_id(self._ids)
 
-    def recipe(self, settings: Settings, release: Release) -> Recipe:
-        """How workers of this release are made, with what the configuration says now."""
-        service, rollout, worker = settings.service, settings.rollout, settings.worker
-        identity = worker_identity(service.user, service.group)
-        account = {}
-        if identity is not None:
-            account = {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
-        about = {"QUIESCE_NAME": service.name, "QUIESCE_RELEASE": release.id, "QUIESCE_LABEL": release.label}
-        env = environment.build(os.environ, read_env_files(service.env_files), service.env, about, account)
-        limits = {key: float(getattr(settings.limits, key)) for key in settings.limits.__struct_fields__}
-        configure = msg.Configure(
-            name=service.name,
-            release=release.id,
-            label=release.label,
-            worker="",
-            app=release.app,
-            interface=release.interface,
-            app_dir=release.app_dir,
-            threads=service.threads,
-            start_timeout_s=rollout.start_timeout,
-            exit_timeout_s=worker.exit_timeout,
-            request_timeout_s=worker.request_timeout,
-            limits=limits,
-            log_level=settings.log.level,
-        )
-        rule = health_rule(
-            rollout.health_path,
-            rollout.health_host,
-            rollout.health_headers,
-            rollout.health_passes,
-            rollout.warmup,
-        )
-        return Recipe(Terms(configure, rule, rollout.drain_timeout), env, service.umask, identity)
-
     def _roll_out(
         self, command: str, release: Release, recipe: Recipe, plan: dict[str, object], watch: Watch | None
     ) -> RolloutRun:
@@ -271,7 +225,7 @@ class Service:
         old = self.serving
         todo = Plan(
             command=command,
-            wanted=self.wanted,
+            wanted=self.upkeep.wanted,
             bake_s=float(bake) if isinstance(bake, (int, float)) else self.settings.rollout.bake,
             max_error_rate=self.settings.rollout.max_error_rate,
             gate=not plan.get("force"),
@@ -292,7 +246,7 @@ class Service:
                 f"{release.id} and {old.release.id} share {release.path}: rollback works only during the bake",
             )
         run.begin()
-        self.on_change()
+        self.changed()
         return run
 
     def _make_room(self) -> None:
@@ -311,7 +265,7 @@ class Service:
         self.log.info(text)
         for watch in self._watches.get(id(run), ()):
             watch.progress(text)
-        self.on_change()
+        self.changed()
 
     def rollout_commits(self, run: RolloutRun) -> None:
         self.serving = run.new
@@ -345,7 +299,7 @@ class Service:
         for worker in run.new:
             worker.copy_output()
         self.log.error(f"{run.plan.command} failed", release=run.release.id, reason=outcome.reason)
-        serves = run.old is not None and (run.old.accepting() > 0 or self.held)
+        serves = run.old is not None and (run.old.accepting() > 0 or self.upkeep.held)
         if not serves:
             return Ended(3, f"{run.release.id} failed and nothing serves: {outcome.reason}", outcome.detail)
         assert run.old is not None
@@ -355,8 +309,8 @@ class Service:
     def _after(self, run: RolloutRun, outcome: Outcome) -> None:
         if not outcome.done:
             self._finish(run)
-        self.plan_fleet()
-        self.on_change()
+        self.upkeep.plan()
+        self.changed()
 
     def rollout_finished(self, run: RolloutRun) -> None:
         for watch in self._watches.get(id(run), ()):
@@ -364,7 +318,7 @@ class Service:
         if run.old is not None:
             self.log.info("drained", release=run.old.release.id)
         self._finish(run)
-        self.on_change()
+        self.changed()
 
     def _finish(self, run: RolloutRun) -> None:
         if run in self.runs:
@@ -380,15 +334,10 @@ class Service:
             self.crew.forget(generation)
 
     def recent_sample(self, generation: Generation) -> Sample:
-        """What this generation answered in the last minute."""
-        horizon = self.loop.now() - MINUTE_S
-        for at, whose, sample in self._samples:
-            if at >= horizon and whose is generation:
-                return generation.sample().since(sample)
-        return generation.sample()
+        return self.upkeep.recent_sample(generation)
 
     def is_held(self) -> bool:
-        return self.held
+        return self.upkeep.held
 
     def _record(self, run: RolloutRun, outcome: str, reason: str) -> None:
         warning = self.history.append(
@@ -421,8 +370,8 @@ class Service:
             self._tend(generation, worker, old, new)
         if new is WorkerState.REAPED:
             self._forget_if_empty(generation)
-        self._wake_waiters()
-        self.on_change()
+        self._waiters.look()
+        self.changed()
         if self.stopping is not Stopping.NO and self.crew.all_gone():
             self.on_gone()
 
@@ -432,61 +381,19 @@ class Service:
                 run.worker_changed(worker, generation is run.new)
 
     def _tend(self, generation: Generation, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        """What the fleet does for a worker that no rollout cares for."""
+        """What upkeep does for a worker that no rollout cares for."""
+        if generation is not self.serving:
+            return
         run = self.run
-        if generation is self.serving and (run is None or generation is not run.new):
-            if new is WorkerState.READY:
-                worker.ask(WorkerEvent.PROBE_ASKED)
-            elif new is WorkerState.PROVEN and not self.held:
-                worker.ask(WorkerEvent.ACCEPT_ASKED)
-            elif new is WorkerState.ACCEPTING and old is WorkerState.ADMITTED:
-                worker.use_log(self._log_fd)
-                self.log.info("worker accepting", worker=worker.id, pid=worker.pid)
-        if new is WorkerState.REAPED and generation is self.serving:
-            if worker.failure:
-                self._after_death(generation, worker)
-            self.plan_fleet()
+        if run is None or generation is not run.new:
+            self.upkeep.tend(worker, old, new)
+        if new is WorkerState.REAPED:
+            self.upkeep.buried(generation, worker)
 
     def _say_lost(self, generation: Generation, worker: Worker) -> None:
         self.log.error("worker lost", worker=worker.id, pid=worker.pid, reason=worker.failure)
         if worker.detail and generation is self.serving:
             self.log.multiline("error", "its last words", worker.detail, worker=worker.id)
-
-    def _after_death(self, generation: Generation, worker: Worker) -> None:
-        now = self.loop.now()
-        lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
-        verdict = backoff.after_death(generation.backoff, now, lived)
-        generation.backoff = verdict.backoff
-        if verdict.loop_begins:
-            self._notice(
-                f"crash loop: {verdict.backoff.quick_deaths} workers of {generation.release.id} died at once, the last "
-                f"one because {worker.failure}; quiesce goes on trying every {backoff.MAX_DELAY_S:.0f} s at most; "
-                "deploy a fix with `quiesce upgrade` or go back with `quiesce rollback`"
-            )
-
-    def plan_fleet(self) -> None:
-        """Make the serving release have as many workers as are wanted."""
-        if self.stopping is not Stopping.NO or self.serving is None or self._hushed():
-            return
-        generation, now = self.serving, self.loop.now()
-        plan = fleet.plan(self.wanted, generation.members(), now, generation.backoff.not_before)
-        for number in plan.retire:
-            generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
-        for _ in range(plan.spawn):
-            try:
-                self.crew.spawn(generation)
-            except SpawnError as exc:
-                self.log.error("cannot spawn", release=generation.release.id, error=str(exc))
-                plan = plan._replace(wake_at=now + backoff.MAX_DELAY_S)
-                break
-        if plan.wake_at is not None:
-            self._respawn.cancel()
-            self._respawn = self.loop.call_at(plan.wake_at, self.plan_fleet)
-
-    def _hushed(self) -> bool:
-        """Is the serving set the old one of a rollout that has quiesced it?"""
-        run = self.run
-        return run is not None and run.state.value in ("hushing", "baking")
 
     def scale(self, wanted: int) -> None:
         """Want so many workers, until the next reconfigure or cold start.
@@ -495,83 +402,22 @@ class Service:
             Busy: A rollout is being decided.
         """
         self._refuse_if_busy()
-        self.wanted = wanted
-        self.plan_fleet()
-        self.on_change()
+        self.upkeep.wanted = wanted
+        self.upkeep.plan()
+        self.changed()
 
-    # -- quiesce and resume -------------------------------------------------------------------
-
-    def hold(self) -> None:
-        """`quiesce all`: nobody accepts; new connections wait in the kernel's queue."""
-        self.held = True
-        for worker in self._staying():
-            if worker.state not in COMING:
-                worker.ask(WorkerEvent.QUIESCE_ASKED)
-        self.on_change()
-
-    def unhold(self) -> None:
-        """`resume all`."""
-        self.held = False
-        for worker in self._staying():
-            if worker.state is WorkerState.PROVEN:
-                worker.ask(WorkerEvent.ACCEPT_ASKED)
-            elif worker.state not in COMING:
-                worker.ask(WorkerEvent.RESUME_ASKED)
-        self.on_change()
-
-    def _staying(self) -> list[Worker]:
-        """Workers of the serving release that are not on their way out."""
-        return [worker for worker in self.serving or () if worker.state not in GOING]
-
-    # -- waiting --------------------------------------------------------------------------------
+    def may_plan(self) -> bool:
+        """May upkeep spawn and retire?  Not the old set of a rollout that has quiesced it."""
+        run = self.run
+        hushed = run is not None and run.state.value in ("hushing", "baking")
+        return self.stopping is Stopping.NO and not hushed
 
     def when(self, fact: Callable[[], bool], then: Callable[[], None]) -> None:
         """Call ``then`` once, as soon as ``fact`` holds (it is asked after every change of a worker)."""
-        if fact():
-            then()
-        else:
-            self._waiters.append((fact, then))
+        self._waiters.when(fact, then)
 
-    def _wake_waiters(self) -> None:
-        ready = [waiter for waiter in self._waiters if waiter[0]()]
-        self._waiters = [waiter for waiter in self._waiters if waiter not in ready]
-        for _, then in ready:
-            then()
-
-    # -- the tick -----------------------------------------------------------------------------
-
-    def _tick(self) -> None:
-        now = self.loop.now()
-        if self.serving is not None:
-            self._samples.append((now, self.serving, self.serving.sample()))
-            oldest = max((worker.accepting_since or now for worker in self.serving), default=now)
-            self.serving.backoff = backoff.after_life(self.serving.backoff, now - oldest)
-        for worker in self.crew:
-            worker.copy_output()
-            self._check_heartbeat(worker, now)
+    def changed(self) -> None:
         self.on_change()
-        self.loop.call_at(now + TICK_S, self._tick)
-
-    def _check_heartbeat(self, worker: Worker, now: float) -> None:
-        """`stall_timeout` and, where requests run inline, `request_timeout`."""
-        if worker.state in COMING or worker.state in (
-            WorkerState.LEAVING,
-            WorkerState.TERMINATED,
-            WorkerState.KILLED,
-        ):
-            return
-        limits = self.settings.worker
-        inside, turn = worker.counter(Field.IN_REQUEST_SINCE_NS), worker.counter(Field.TURN_NS)
-        if inside:
-            limit = limits.request_timeout or 60.0
-            if now - inside / 1e9 > limit:
-                worker.fail(
-                    f"worker {worker.id} was inside one request for more than {limit:g} s and was killed"
-                )
-        elif turn and limits.stall_timeout and now - turn / 1e9 > limits.stall_timeout:
-            worker.fail(
-                f"the serving loop of worker {worker.id} stood still for {limits.stall_timeout:g} s; it was killed"
-            )
 
     # -- stopping --------------------------------------------------------------------------------
 
@@ -589,7 +435,7 @@ class Service:
                 watch.decided(ended)
         for worker in list(self.crew):
             worker.ask(WorkerEvent.LEAVE_ASKED if now else WorkerEvent.DRAIN_ASKED)
-        self.on_change()
+        self.changed()
         if self.crew.all_gone():
             self.loop.call_soon(self.on_gone)
 
@@ -602,7 +448,7 @@ class Service:
             f"{len(workers)} worker{'s' * (len(workers) != 1)}"
         )
 
-    def _notice(self, text: str) -> None:
+    def notice(self, text: str) -> None:
         """Something loud: in the log, and in `status` until the next good change."""
         self.log.error(text)
         self.notices.append(text)

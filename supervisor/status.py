@@ -28,7 +28,7 @@ def document(service: Service) -> dict[str, Any]:
         "releases": [_release(service, generation) for generation in service.crew.generations],
         "workers": [_worker(service, worker) for worker in service.crew],
         "counters": service.crew.totals(),
-        "wanted_workers": service.wanted,
+        "wanted_workers": service.upkeep.wanted,
         "notices": list(service.notices),
     }
 
@@ -64,7 +64,7 @@ def _standing(service: Service, generation: Generation) -> str:
         return phase(run.state)
     if generation is service.serving:
         hushed = run is not None and run.old is generation and run.state.value in ("hushing", "baking")
-        if hushed or service.held:
+        if hushed or service.upkeep.held:
             return "quiesced"
         return "serving" if generation.accepting() else "down"
     return "draining"
@@ -98,7 +98,7 @@ def one_line(service: Service) -> str:
     for generation in reversed(service.crew.generations):
         accepting = generation.accepting()
         if generation is service.serving or accepting:
-            parts.append(f"{generation.release.id}: {accepting}/{service.wanted} accepting")
+            parts.append(f"{generation.release.id}: {accepting}/{service.upkeep.wanted} accepting")
         elif generation.workers:
             states = {worker.state for worker in generation}
             word = "draining" if states & {State.DRAINING, State.LEAVING} else next(iter(states)).value

@@ -4,9 +4,9 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 """
 
 import socket
+from _thread import get_ident
 from collections.abc import Callable
 from time import gmtime, monotonic_ns, time
-from _thread import get_ident
 
 from quiesce.worker.apps.base import App
 from quiesce.worker.core import drain as life
@@ -65,6 +65,7 @@ class Daemon:
         self._state = life.State.QUIESCED
         self._drain_timer: Timer | None = None
         self._drain_s = 0.0
+        self.cut = 0  # connections that a drain had to end with a request unanswered
         self._ended = False  # the drain's time is over; who is left has its last words
         self._on_drained: Callable[[], None] | None = None
         self._connections: set[Connection] = set()
@@ -131,6 +132,16 @@ class Daemon:
         for as long as it lives."""
         listeners = [listener.fd for listener in self._acceptor.listeners.values()]
         return [*listeners, *self.loop.descriptors(), *(connection.fd for connection in self._connections)]
+
+    def forked(self) -> None:
+        """In a forked child of the application, after its descriptors were closed: let nothing here act for
+        this process's parent any more, nor count for it.
+        """
+        self.loop.slot = None
+        self.counters.slot = memoryview(bytearray(8 * len(self.counters.slot))).cast("Q")
+        self.loop.stop()
+        if self._pool is not None:
+            self._pool.forked()
 
     # -- connections ------------------------------------------------------------------------------
 
@@ -208,6 +219,12 @@ class Daemon:
     def oldest_request_s(self) -> float:
         """For how long the oldest request in the thread pool has run; inline ones are on the scoreboard."""
         return self._pool.oldest_s if self._pool is not None else 0.0
+
+    def use_slot(self, slot: memoryview | None) -> None:
+        """Count in this slot from now on; the figures so far go along."""
+        if slot is not None:
+            self.counters.move(slot)
+            self.loop.slot = slot
 
     # -- calling the application ----------------------------------------------------------------------
 
@@ -291,8 +308,9 @@ class Daemon:
         for connection in list(self._connections):
             if self._ended:
                 connection.cut()
-            else:
-                connection.end()
+                continue
+            self.cut += connection.busy and not connection.is_leaving
+            connection.end()
         if not self._ended:
             self._ended = True
             self._drain_timer = self.loop.call_at(self.loop.now() + _LAST_WORDS_S, self._drain_late)

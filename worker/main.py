@@ -113,7 +113,7 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
     ending = cast("AsgiApp", app) if app.interface == "asgi" else None
     orders = Orders(link, inbox, daemon, loop, conf, ending)
     worker.append(orders)
-    fork_hooks.guard(lambda: [*orders.descriptors(), *daemon.descriptors(), *loop.descriptors()], loop.stop)
+    fork_hooks.guard(lambda: [*orders.descriptors(), *daemon.descriptors()], daemon.forked)
 
     def started(failure: LoadError | None) -> None:
         if failure is not None:
@@ -161,7 +161,7 @@ def _adapted(found: Any, interface: str, conf: msg.Configure) -> "tuple[App, Loo
     if interface == "wsgi":
         from quiesce.worker.apps.wsgi import WsgiApp
 
-        return WsgiApp(found), EpollLoop()
+        return WsgiApp(found, multithread=conf.threads > 1), EpollLoop()
     from quiesce.worker.apps.native import NativeApp
 
     return NativeApp(found), EpollLoop()

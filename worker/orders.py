@@ -123,6 +123,7 @@ class Orders:
         self._conf, self._ending = conf, ending
         self._drain_timeout_s = ORPHAN_DRAIN_S
         self._drain_seq: int | None = None
+        self._cut = 0
         self._has_accepted = False
         self._watches_write = False
         self._title = ProcTitle(conf.name, conf.worker)
@@ -230,7 +231,11 @@ class Orders:
     def _scoreboard(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.UseScoreboard)
         self._inbox.attach(incoming.message, incoming.fds)
-        self._daemon.use_slot(self._inbox.slot)
+        slot, counters = self._inbox.slot, self._daemon.counters
+        assert slot is not None
+        with counters.lock:
+            slot[:] = counters.slot  # what was counted so far is ours to bring along
+            counters.slot = self._loop.slot = slot
 
     def _log(self, incoming: Incoming) -> None:
         output.use(one(incoming.fds))
@@ -279,6 +284,8 @@ class Orders:
         elif action is Action.QUIESCE:
             daemon.quiesce()
         elif action is Action.DRAIN:
+            self._cut = 0
+            self._loop.call_at(self._loop.now() + self._drain_timeout_s, self._note_cut)
             daemon.drain(self._drain_timeout_s, self._on_empty)
         elif action is Action.LEAVE:
             self._leave()
@@ -292,7 +299,12 @@ class Orders:
         elif action is Action.SAY_RESUMED:
             say(msg.Resumed(), re=seq)
         elif action is Action.SAY_DRAINED:
-            say(msg.Drained(daemon.cut), re=self._drain_seq)
+            say(msg.Drained(self._cut), re=self._drain_seq)
+
+    def _note_cut(self) -> None:
+        """The drain's deadline, a moment before the daemon hears of it: who is busy now does not finish."""
+        if self.state in (State.DRAINING, State.FAREWELL):
+            self._cut = self._daemon.busy
 
     def _on_empty(self) -> None:
         self._handle(Event.EMPTY)

@@ -141,8 +141,8 @@ class Instance:
     surprises_allowed: list[str] = field(default_factory=list)
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
-    out: Output = field(init=False)
-    log: Output = field(init=False)
+    out: Output = field(init=False, repr=False)
+    log: Output = field(init=False, repr=False)
 
     @property
     def runtime_dir(self) -> Path:
@@ -164,6 +164,11 @@ class Instance:
         argv += [word for bind in self.binds for word in ("--bind", bind)]
         argv += self.arguments
         return self._start_background(argv) if self.mode == "start" else self._start_foreground(argv)
+
+    def must_start(self) -> None:
+        """`start`, where nothing else is expected."""
+        refused = self.start()
+        assert refused is None, f"it did not start: {refused}"
 
     def _start_background(self, argv: list[str]) -> Outcome | None:
         outcome = Pending(argv, self.env, self.directory).finish(START_S)
@@ -363,8 +368,7 @@ def running(
 ) -> Iterator[Instance]:
     """`prepared`, started, and stopped with exit code 0 at the end of the block."""
     with prepared(directory, release, *options, binds=binds, **rest) as instance:
-        refused = instance.start()
-        assert refused is None, f"it did not start: {refused}"
+        instance.must_start()
         yield instance
         code = instance.stop()
         assert code == 0, f"stop: exit code {code}\n{instance.log_text()[-6000:]}"

@@ -19,7 +19,7 @@ def test_start_upgrade_and_stop_in_the_background(tmp_path: Path, notes: Notes, 
     v1, v2 = (build(tmp_path, name, notes) for name in ("v1", "v2"))
     log = f'[log]\nfile = "{tmp_path}/shop.log"\n'
     with prepared(tmp_path / "instance", v1, binds=[port.address], mode="start", config=log) as instance:
-        assert instance.start() is None
+        instance.must_start()
         # It accepts when `start` returns: no retry, no wait.
         assert instance.get("/").release == "v1"
         pid = instance.supervisor_pid
@@ -39,7 +39,7 @@ def test_start_upgrade_and_stop_in_the_background(tmp_path: Path, notes: Notes, 
 def test_a_second_start_is_refused_with_busy(mode: str, tmp_path: Path, notes: Notes, port: Port) -> None:
     v1 = build(tmp_path, "v1", notes)
     with prepared(tmp_path / "instance", v1, binds=[port.address], mode=mode) as instance:
-        assert instance.start() is None
+        instance.must_start()
         again = instance.begin("start", "--bind", port.address, *instance.arguments).finish()
         assert again.code == 5, again
         assert_serves(instance, v1, 2)
@@ -50,6 +50,6 @@ def test_start_and_start_again_after_stop(tmp_path: Path, notes: Notes, port: Po
     v1 = build(tmp_path, "v1", notes)
     with prepared(tmp_path / "instance", v1, binds=[port.address], mode="start") as instance:
         for _ in range(2):
-            assert instance.start() is None
+            instance.must_start()
             assert_serves(instance, v1, 2)
             instance.ok("stop")

@@ -74,7 +74,7 @@ def test_when_the_supervisor_is_killed_its_workers_drain_and_leave(
     with prepared(
         tmp_path / "instance", v1, binds=[port.address], rollout={"drain_timeout": '"5s"'}
     ) as instance:
-        assert instance.start() is None
+        instance.must_start()
         status = instance.status()
         pids = [worker["pid"] for worker in status["workers"]]
         with LoadClient(
@@ -97,7 +97,7 @@ def test_the_next_supervisor_starts_over_what_a_killed_one_left(
     binds = [port.address, f"unix:{tmp_path}/shop.sock"]
     directory = tmp_path / "instance"
     with prepared(directory, v1, binds=binds) as instance:
-        assert instance.start() is None
+        instance.must_start()
         status = instance.status()
         kill(status["supervisor"]["pid"], signal.SIGKILL)
         for worker in status["workers"]:

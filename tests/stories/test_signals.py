@@ -64,7 +64,7 @@ def test_a_graceful_stop_answers_what_was_accepted(
     """Requests in the application when the signal comes get their answers."""
     v1 = build(tmp_path, "v1", notes)
     with prepared(tmp_path / "instance", v1, binds=[port.address]) as instance:
-        assert instance.start() is None
+        instance.must_start()
         with LoadClient(
             instance.target, fresh(3, path="/slow?ms=1500"), wait_started=False, max_answers=3
         ) as load:
@@ -82,7 +82,7 @@ def test_a_graceful_stop_answers_what_was_accepted(
 def test_quit_is_fast(tmp_path: Path, notes: Notes, port: Port) -> None:
     v1 = build(tmp_path, "v1", notes)
     with prepared(tmp_path / "instance", v1, binds=[port.address]) as instance:
-        assert instance.start() is None
+        instance.must_start()
         with LoadClient(
             instance.target, fresh(1, path="/slow?ms=20000"), wait_started=False, max_failures=1
         ) as load:
@@ -96,7 +96,7 @@ def test_quit_is_fast(tmp_path: Path, notes: Notes, port: Port) -> None:
 def test_a_second_term_is_fast(tmp_path: Path, notes: Notes, port: Port) -> None:
     v1 = build(tmp_path, "v1", notes)
     with prepared(tmp_path / "instance", v1, binds=[port.address]) as instance:
-        assert instance.start() is None
+        instance.must_start()
         with LoadClient(
             instance.target, fresh(1, path="/slow?ms=20000"), wait_started=False, max_failures=1
         ) as load:

@@ -97,7 +97,7 @@ class Cycle:
     """One request and its response: the application's ``receive`` and ``send``.  All in the loop's thread."""
 
     __slots__ = (
-        "_aio", "_chunks", "_complete", "_exchange", "_gone", "_head", "_more", "_paused", "_queued",
+        "_aio", "_chunks", "_complete", "_exchange", "_head", "_hung_up", "_more", "_paused", "_queued",
         "_reader", "_reading", "_started", "_writer",
     )  # fmt: skip
 
@@ -110,7 +110,8 @@ class Cycle:
         self._reader: asyncio.Future[None] | None = None  # receive() waits
         self._writer: asyncio.Future[None] | None = None  # send() waits
         self._head: tuple[int, Any] | None = None  # sent by the application, not yet by us
-        self._started = self._complete = self._gone = False
+        self._started = self._complete = False
+        self._hung_up = False  # the client has gone, or sends no more: the application hears the same of both
         exchange.on_disconnect = self._on_disconnect
         exchange.on_writable = self._on_writable
 
@@ -125,7 +126,9 @@ class Cycle:
             # KeyboardInterrupt and SystemExit too: from a task, asyncio would let them end the whole worker.
             self._fail(exc)
         else:
-            if not self._complete and not self._gone:
+            if self._hung_up and not self._complete:
+                self._exchange.abort()  # it was told, and stopped
+            elif not self._complete:
                 what = "a whole response" if self._started or self._head else "a response"
                 self._fail(RuntimeError(f"the ASGI application returned without {what}"))
         finally:
@@ -147,7 +150,7 @@ class Cycle:
         while True:
             if self._chunks:
                 return self._next_part()
-            if self._gone or self._complete:
+            if self._hung_up or self._complete:
                 return {"type": "http.disconnect"}
             if self._more and not self._read_on():
                 self._more = False
@@ -190,7 +193,8 @@ class Cycle:
         await asyncio.shield(self._reader)
 
     def _on_disconnect(self) -> None:
-        self._gone = True
+        self._hung_up = True
+        self._exchange.on_disconnect = self._on_disconnect  # it may have said only that it sends no more
         self._wake(self._reader)
         self._wake(self._writer)
 
@@ -213,26 +217,28 @@ class Cycle:
             raise RuntimeError(f"ASGI: {kind!r} is not a message of an HTTP response")
         if self._head is None and not self._started:
             raise RuntimeError("ASGI: 'http.response.body' before 'http.response.start'")
-        if self._complete and not self._gone:
+        if self._complete and not self._exchange.disconnected:
             raise RuntimeError("ASGI: 'http.response.body' after the response was complete")
         await self._body(message.get("body", b""), message.get("more_body", False))
 
     async def _body(self, data: bytes, more: bool) -> None:
-        if self._gone:
-            return  # specification 2.3: sending to a client that has gone does nothing
         exchange = self._exchange
+        if exchange.disconnected:
+            return  # specification 2.3: sending to a client that has gone does nothing
         if self._head is not None:
             status, headers = self._head
             exchange.start(status, [(bytes(name), bytes(value)) for name, value in headers])
             self._head, self._started = None, True
-        queued = exchange.write(bytes(data)) if data else 0
         if not more:
             self._complete = True
-            exchange.finish()
+            exchange.finish(bytes(data))
             self._wake(self._reader)
-        elif queued > OUT_HIGH:
+            return
+        queued = exchange.write(bytes(data))
+        while queued > OUT_HIGH and not exchange.disconnected:
             self._writer = self._aio.create_future()
             await self._writer
+            queued = exchange.write(b"")
 
     def _on_writable(self) -> None:
         self._wake(self._writer)

@@ -50,6 +50,7 @@ def _send_file(exchange: Exchange, response: Response, path: str) -> None:
 
 def _send_parts(exchange: Exchange, response: Response) -> None:
     body = response.body
+    assert not isinstance(body, bytes)
     close = getattr(body, "close", None)
     exchange.start_head(response.head)
     if isinstance(body, (list, tuple)):

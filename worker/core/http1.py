@@ -23,7 +23,15 @@ _CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, C
 _VISIBLE = bytes(range(0x21, 0x7F))
 _HOST = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._~%!$&'()*+,;=:[]"
 _DECIDING = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"proxy-connection")
+    (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"expect",
+        b"upgrade",
+        b"proxy-connection",
+    )
 )
 _LINE = b"GET / HTTP/1.1\r\n"
 
@@ -186,7 +194,9 @@ def _decide(request: Request, deciding: list[Header], body_limit: int) -> None:
     request.length = body_length(
         request.version, values.get(b"transfer-encoding", []), values.get(b"content-length", []), body_limit
     )
-    tokens = {token.strip(b" \t").lower() for value in values.get(b"connection", ()) for token in value.split(b",")}
+    tokens = {
+        token.strip(b" \t").lower() for value in values.get(b"connection", ()) for token in value.split(b",")
+    }
     request.keep_alive = b"close" not in tokens and (request.version == "1.1" or b"keep-alive" in tokens)
     for value in values.get(b"expect", ()):
         if value.lower() != b"100-continue":

@@ -14,7 +14,9 @@ STATUS_LINES = {
 }
 _NO_BODY = frozenset((204, 205, 304))
 _CONNECTION, _LENGTH, _DATE = b"connection", b"content-length", b"date"
-_DROPPED = frozenset((b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection"))
+_DROPPED = frozenset(
+    (b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection")
+)
 _SPECIAL = _DROPPED | {_CONNECTION, _LENGTH, _DATE}
 _names: dict[bytes, bytes] = {}  # as given → lower case; bounded
 

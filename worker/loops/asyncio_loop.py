@@ -15,7 +15,6 @@ from collections.abc import Callable
 from quiesce.shared.scoreboard import Field
 from quiesce.worker.loops.base import READ, Timer
 
-HEARTBEAT_S = 0.2  # the scoreboard promises 0.25
 _BATCH = 256  # events a turn, so that the application's tasks get theirs
 
 
@@ -60,7 +59,6 @@ class AsyncioLoop:
             pass  # closed: nobody is left to do it, as in a loop that has stopped
 
     def run(self) -> None:
-        self._beat()
         self.aio.run_forever()
 
     def stop(self) -> None:
@@ -100,9 +98,3 @@ class AsyncioLoop:
                 sys.excepthook(*sys.exc_info())  # a bug of ours must not end the other connections
         if self.slot is not None:
             self.slot[Field.TURN_NS] = time.monotonic_ns()
-
-    def _beat(self) -> None:
-        """The heartbeat leaves from the serving loop, so a handler that blocks it is seen."""
-        if self.slot is not None:
-            self.slot[Field.TURN_NS] = time.monotonic_ns()
-        self.aio.call_later(HEARTBEAT_S, self._beat)

@@ -96,7 +96,5 @@ class EpollLoop:
 
 def _report(exc: BaseException) -> None:
     """One callback's bug must not end the service of everybody else."""
-    from traceback import print_exception
-
     print("quiesce: unexpected error in the serving loop", file=sys.stderr)
-    print_exception(type(exc), exc, exc.__traceback__, file=sys.stderr)
+    sys.__excepthook__(type(exc), exc, exc.__traceback__)

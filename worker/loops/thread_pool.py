@@ -1,15 +1,15 @@
 """Threads that run blocking applications.  As many as asked for, from the first request to the end."""
 
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class ThreadPool:
+class ThreadPool(Generic[T]):
     """Calls ``work(item)`` in one of ``count`` threads.  ``work`` must not raise."""
 
     def __init__(self, count: int, work: Callable[[T], None]) -> None:
@@ -41,6 +41,14 @@ class ThreadPool:
     def waiting(self) -> int:
         """Requests that wait for a thread."""
         return self._queue.qsize()
+
+    def forked(self) -> None:
+        """In a child that a request forked: its thread, the only one there, ends when that request returns."""
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            self._queue.put(None)
 
     def close(self, timeout_s: float) -> bool:
         """Let the threads end after what they have; False if some did not in time."""

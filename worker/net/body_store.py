@@ -6,14 +6,16 @@ from typing import IO
 
 
 def _unlinked_file() -> IO[bytes]:
+    # Not tempfile: it is dear to import, and here it would be imported in the middle of serving, when the
+    # application's own tempfile.py, if it has one, comes first on sys.path.
     directory = os.environ.get("TMPDIR") or "/tmp"
+    flags = os.O_RDWR | os.O_CLOEXEC
     try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fd = os.open(directory, flags | os.O_TMPFILE, 0o600)
     except OSError:  # a file system without O_TMPFILE, or no such directory
-        # Imported here: it costs what a small application's start costs, and nearly nobody needs it.
-        from tempfile import TemporaryFile
-
-        return TemporaryFile()  # noqa: SIM115  (owned by the body store)
+        path = f"/tmp/quiesce-body-{os.urandom(16).hex()}"
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        os.unlink(path)
     return open(fd, "w+b")
 
 

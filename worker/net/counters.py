@@ -1,6 +1,6 @@
 """The daemon's figures: a slot of the scoreboard, counted by several threads.
 
-Importing shared.scoreboard would be enough, but an IntEnum's members are looked up slowly; plain numbers here.
+Plain numbers, once and for all: members of an IntEnum are looked up slowly.
 """
 
 from _thread import allocate_lock
@@ -32,6 +32,13 @@ class Counters:
         self.lock = allocate_lock()
         self.open = 0
         self.busy = 0
+
+    def move(self, slot: memoryview) -> None:
+        """Go on in another slot, from where we are."""
+        with self.lock:
+            for field in range(len(slot)):
+                slot[field] = self.slot[field]
+            self.slot = slot
 
     def count(self, field: int, amount: int = 1) -> None:
         with self.lock:

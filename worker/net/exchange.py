@@ -205,11 +205,10 @@ class Exchange:
         """The application raised: its traceback goes to standard error, and the client gets a 500, or a
         response that is visibly cut where one has begun.
         """
-        from traceback import print_exception  # late: rarely needed, and it must never fail before
-
         request = self.request
         self._complain(f"raised {type(exc).__name__} in {request.method} {request.target.decode('latin-1')}")
-        print_exception(type(exc), exc, exc.__traceback__, file=sys.stderr)
+        # Not the traceback module: it is dear, and a late import could find the application's own.
+        sys.__excepthook__(type(exc), exc, exc.__traceback__)
         if self.disconnected:
             self._close_body()
         elif self.started:

@@ -41,7 +41,18 @@ class Output:
     middle of a write, and its bytes must not follow ours.
     """
 
-    __slots__ = ("_low", "_queue", "_waiter", "broken", "closed", "exchange", "lock", "queued", "sent", "sock")
+    __slots__ = (
+        "_low",
+        "_queue",
+        "_waiter",
+        "broken",
+        "closed",
+        "exchange",
+        "lock",
+        "queued",
+        "sent",
+        "sock",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock

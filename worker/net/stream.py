@@ -41,9 +41,30 @@ class Connection(Output):
     """One client.  Owns its socket from construction to :meth:`_close`."""
 
     __slots__ = (
-        "_continue", "_decoder", "_deadline", "_eof", "_events", "_input", "_parsing", "_read", "_reported",
-        "_since", "_store", "_timer", "_timer_at", "_unread", "busy", "daemon", "fd", "ip", "local", "peer",
-        "probe", "scheme", "served", "state",
+        "_continue",
+        "_deadline",
+        "_decoder",
+        "_eof",
+        "_events",
+        "_input",
+        "_parsing",
+        "_read",
+        "_reported",
+        "_since",
+        "_store",
+        "_timer",
+        "_timer_at",
+        "_unread",
+        "busy",
+        "daemon",
+        "fd",
+        "ip",
+        "local",
+        "peer",
+        "probe",
+        "scheme",
+        "served",
+        "state",
     )  # fmt: skip
 
     exchange: Exchange | None
@@ -172,9 +193,7 @@ class Connection(Output):
             if state is STREAMING:
                 exchange = self.exchange
                 wanted = READ if exchange is not None and exchange.wants_body else 0
-            elif state is not WORKING and state is not SENDING:
-                wanted = READ
-            elif len(self._input) < _AHEAD:
+            elif (state is not WORKING and state is not SENDING) or len(self._input) < _AHEAD:
                 wanted = READ
         if self._queue:
             wanted |= WRITE
@@ -329,7 +348,11 @@ class Connection(Output):
     def _check_rate(self) -> None:
         limits = self.daemon.limits
         elapsed = monotonic() - self._since
-        if limits.body_min_rate and elapsed > limits.body_grace and self._read < elapsed * limits.body_min_rate:
+        if (
+            limits.body_min_rate
+            and elapsed > limits.body_grace
+            and self._read < elapsed * limits.body_min_rate
+        ):
             self.daemon.counters.count(figures.TIMEOUTS)
             raise Rejected(408, f"the body comes at less than {limits.body_min_rate} bytes a second")
 
@@ -623,6 +646,11 @@ class Connection(Output):
         """At once, whatever it was doing."""
         self.event(Event.LOST)
 
+    @property
+    def is_leaving(self) -> bool:
+        """It has its last answer, or a part of it."""
+        return self.state in (SENDING, FLUSHING, LINGERING)
+
     def end(self) -> None:
         """The drain's time is over."""
         if not self._cut_if_begun():
@@ -658,11 +686,12 @@ class Connection(Output):
 
     def _late(self) -> None:
         state = self.state
+        exchange = self.exchange
+        reading = exchange is not None and exchange.wants_body and not self._continue
+        if state is STREAMING and not self._queue and not reading:
+            self.arm(self.daemon.limits.body_timeout)  # we are the ones who do not read
+            return
         if not self.probe and state not in (IDLE, LINGERING):
             self.daemon.counters.count(figures.TIMEOUTS)
-        if state is STREAMING and not self._queue and self.exchange is not None:
-            if not self.exchange.wants_body or self._continue:
-                self.arm(self.daemon.limits.body_timeout)  # we are the ones who do not read
-                return
         if not self._cut_if_begun():
             self.event(Event.DEADLINE)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quiesce.shared.encoding import MAX_FDS, MAX_PACKET_BYTES, Packet, clip, decode, encode
 from quiesce.shared.errors import ProtocolError
-from quiesce.shared.messages import WORDS, Failed, Message, Unknown
+from quiesce.shared.messages import PROTOCOL, WORDS, Failed, Message, Unknown
 
 TEXT = st.text(st.characters(), max_size=40)  # lone surrogates too: paths that are not UTF-8
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -36,7 +36,12 @@ def message_of(cls: type[Any]) -> st.SearchStrategy[Message]:
 
 MESSAGES = st.sampled_from(list(WORDS.values())).flatmap(message_of)
 PACKETS = st.builds(
-    Packet, MESSAGES, st.integers(0, 2**62), st.none() | st.integers(0, 2**62), st.integers(0, MAX_FDS)
+    Packet,
+    MESSAGES,
+    st.integers(0, 2**62),
+    st.none() | st.integers(0, 2**62),
+    st.integers(0, MAX_FDS),
+    st.just(PROTOCOL),
 )
 
 

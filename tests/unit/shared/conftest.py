@@ -1,33 +1,12 @@
-"""Every test of this folder leaves as many descriptors open as it found."""
+"""What several tests of shared/ use.  Leaks are looked for after every test (tests/conftest.py)."""
 
-import gc
 import inspect
-import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def no_leaked_descriptor() -> Iterator[None]:
-    before = _open_descriptors()
-    yield
-    if _open_descriptors() - before:
-        gc.collect()  # a failed test's traceback holds on to its sockets; dear, so only now
-    assert not _open_descriptors() - before
-
-
-def _open_descriptors() -> set[tuple[str, str]]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
-        except FileNotFoundError:
-            pass  # the one that listed the folder
-    return found
 
 
 @pytest.fixture

@@ -277,7 +277,7 @@ def test_every_type_of_field_is_checked() -> None:
 
 def test_every_message_has_one_word() -> None:
     assert set(Message.__args__) == {*WORDS.values(), Unknown}
-    assert WORD_OF == {cls: word for word, cls in WORDS.items()}
+    assert {cls: word for word, cls in WORDS.items()} == WORD_OF
 
 
 def test_messages_are_told_apart_by_type_only() -> None:

@@ -34,7 +34,7 @@ def output(tmp_path: Path) -> Iterator[Output]:
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 16384)
     yield reader, writer
     os.close(reader)
     os.close(writer)
@@ -231,9 +231,9 @@ def test_a_line_that_was_torn_is_ended(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.set_blocking(writer, False)
     log = Log(writer, clock_wall=noon)
-    log.raw("a" * 6000)  # 4096 go through
+    log.raw("a" * 20_000)  # 16,384 go through
     first = os.read(reader, 99_999)
-    assert first == b"a" * 4096 and log.dropped == 1
+    assert first == b"a" * 16_384 and log.dropped == 1
     log.info("next")
     assert os.read(reader, 99_999).decode().splitlines() == [
         "",

@@ -184,7 +184,7 @@ def test_create_that_fails_half_way_leaks_nothing(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(module.mmap, "mmap", no_memory)
     with pytest.raises(OSError, match="Cannot allocate"):
-        Scoreboard.create()  # the fixture of this folder counts
+        Scoreboard.create()  # the check after every test counts
 
 
 def test_close_while_a_slot_is_in_use() -> None:

@@ -1,0 +1,190 @@
+"""Keep the serving release at its wanted strength: respawn, scale, hold, watch heartbeats."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from quiesce.shared.errors import SpawnError
+from quiesce.shared.scoreboard import Field
+from quiesce.supervisor.config import Settings
+from quiesce.supervisor.core import backoff, fleet
+from quiesce.supervisor.core.lifecycle import COMING, GOING
+from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
+from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.core.verify import Sample
+from quiesce.supervisor.crew import Crew, Generation
+from quiesce.supervisor.worker_link import Worker
+
+TICK_S = 1.0  # heartbeats, sums for the error gate, what workers on trial wrote
+MINUTE_S = 60.0
+INLINE_REQUEST_S = 60.0  # request_timeout where a request runs in the loop and none is set
+SPAWN_AGAIN_S = 30.0  # after the system refused us a process
+
+
+class Owner(Protocol):
+    """Whose upkeep it is."""
+
+    serving: Generation | None
+
+    @property
+    def settings(self) -> Settings: ...
+    def may_plan(self) -> bool: ...
+    def notice(self, text: str) -> None: ...
+    def changed(self) -> None: ...
+
+
+class Upkeep:
+    """What nobody has to ask for.  ``wanted`` and ``held`` are what commands have asked for."""
+
+    def __init__(self, crew: Crew, owner: Owner, wanted: int, log_fd: int) -> None:
+        self.wanted = wanted
+        self.held = False  # `quiesce all`
+        self._crew = crew
+        self._loop = crew.loop
+        self._log = crew.log
+        self._owner = owner
+        self._log_fd = log_fd
+        self._samples: deque[tuple[float, Generation, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
+        self._respawn = self._loop.call_at(self._loop.now(), lambda: None)
+        self._tick()
+
+    # -- one worker ---------------------------------------------------------------------
+
+    def tend(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        """A worker of the serving release that no rollout brings up: through the probe, then to work."""
+        if new is WorkerState.READY:
+            worker.ask(WorkerEvent.PROBE_ASKED)
+        elif new is WorkerState.PROVEN and not self.held:
+            worker.ask(WorkerEvent.ACCEPT_ASKED)
+        elif new is WorkerState.ACCEPTING and old is WorkerState.ADMITTED:
+            worker.use_log(self._log_fd)
+            self._log.info("worker accepting", worker=worker.id, pid=worker.pid)
+
+    def buried(self, generation: Generation, worker: Worker) -> None:
+        """A worker of the serving release is gone: make up for it, sooner or later."""
+        if worker.failure:
+            self._after_death(generation, worker)
+        self.plan()
+
+    def _after_death(self, generation: Generation, worker: Worker) -> None:
+        now = self._loop.now()
+        lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
+        verdict = backoff.after_death(generation.backoff, now, lived)
+        generation.backoff = verdict.backoff
+        if verdict.loop_begins:
+            self._owner.notice(
+                f"crash loop: {verdict.backoff.quick_deaths} workers of {generation.release.id} died at once, the last "
+                f"one because {worker.failure}; quiesce goes on trying, every {backoff.MAX_DELAY_S:.0f} s in the end; "
+                "deploy a fix with `quiesce upgrade` or go back with `quiesce rollback`"
+            )
+
+    # -- all of them --------------------------------------------------------------------
+
+    def plan(self) -> None:
+        """Make the serving release have as many workers as are wanted."""
+        generation = self._owner.serving
+        if generation is None or not self._owner.may_plan():
+            return
+        now = self._loop.now()
+        plan = fleet.plan(self.wanted, generation.members(), now, generation.backoff.not_before)
+        for number in plan.retire:
+            generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
+        for _ in range(plan.spawn):
+            try:
+                self._crew.spawn(generation)
+            except SpawnError as exc:
+                self._log.error("cannot spawn", release=generation.release.id, error=str(exc))
+                plan = plan._replace(wake_at=now + SPAWN_AGAIN_S)
+                break
+        if plan.wake_at is not None:
+            self._respawn.cancel()
+            self._respawn = self._loop.call_at(plan.wake_at, self.plan)
+
+    def hold(self) -> None:
+        """`quiesce all`: nobody accepts; new connections wait in the kernel's queue."""
+        self.held = True
+        for worker in self._staying():
+            if worker.state not in COMING:
+                worker.ask(WorkerEvent.QUIESCE_ASKED)
+        self._owner.changed()
+
+    def unhold(self) -> None:
+        """`resume all`."""
+        self.held = False
+        for worker in self._staying():
+            if worker.state is WorkerState.PROVEN:
+                worker.ask(WorkerEvent.ACCEPT_ASKED)
+            elif worker.state not in COMING:
+                worker.ask(WorkerEvent.RESUME_ASKED)
+        self._owner.changed()
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self._owner.serving or () if worker.state not in GOING]
+
+    def recent_sample(self, generation: Generation) -> Sample:
+        """What this generation answered in the last minute."""
+        horizon = self._loop.now() - MINUTE_S
+        for at, whose, sample in self._samples:
+            if at >= horizon and whose is generation:
+                return generation.sample().since(sample)
+        return generation.sample()
+
+    # -- the tick -----------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = self._loop.now()
+        serving = self._owner.serving
+        if serving is not None:
+            self._samples.append((now, serving, serving.sample()))
+            # The past is forgiven when the youngest has lived long: its healthy twins prove nothing.
+            youngest = max((worker.accepting_since or now for worker in serving), default=now)
+            serving.backoff = backoff.after_life(serving.backoff, now - youngest)
+        for worker in self._crew:
+            worker.copy_output()
+            self._check_heartbeat(worker, now)
+        self._owner.changed()
+        self._loop.call_at(now + TICK_S, self._tick)
+
+    def _check_heartbeat(self, worker: Worker, now: float) -> None:
+        """`stall_timeout` and, where requests run inline, `request_timeout`."""
+        if worker.state not in _WATCHED:
+            return
+        limits = self._owner.settings.worker
+        inside, turn = worker.counter(Field.IN_REQUEST_SINCE_NS), worker.counter(Field.TURN_NS)
+        if inside:
+            limit = limits.request_timeout or INLINE_REQUEST_S
+            if now - inside / 1e9 > limit:
+                worker.fail(
+                    f"worker {worker.id} was inside one request for more than {limit:g} s and was killed"
+                )
+        elif turn and limits.stall_timeout and now - turn / 1e9 > limits.stall_timeout:
+            worker.fail(
+                f"the serving loop of worker {worker.id} stood still for {limits.stall_timeout:g} s; it was killed"
+            )
+
+
+_WATCHED = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED, WorkerState.DRAINING))
+
+
+Fact = Callable[[], bool]
+
+
+class Waiters:
+    """Callbacks that wait for a fact about workers."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Fact, Callable[[], None]]] = []
+
+    def when(self, fact: Fact, then: Callable[[], None]) -> None:
+        """Call ``then`` once, as soon as ``fact`` holds."""
+        if fact():
+            then()
+        else:
+            self._waiting.append((fact, then))
+
+    def look(self) -> None:
+        """Something has changed: ask every fact again."""
+        ready = [waiter for waiter in self._waiting if waiter[0]()]
+        self._waiting = [waiter for waiter in self._waiting if waiter not in ready]
+        for _, then in ready:
+            then()
