@@ -55,7 +55,7 @@ def serve(loaded: Loaded, places: Places, *, mode: Mode, report: ReportTo) -> in
     told = _Once(report)
     try:
         places.create()
-        lock = take_lock(places.lock)
+        lock = take_lock(places.lock, places.name)
     except LockedError as exc:
         return told.failed(Exit.BUSY, exc)
     except ConfigError as exc:

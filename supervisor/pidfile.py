@@ -15,10 +15,9 @@ from quiesce.shared.errors import ControlError
 class LockedError(ControlError):
     """Another supervisor has the lock."""
 
-    def __init__(self, path: str, pid: int | None) -> None:
+    def __init__(self, path: str, pid: int | None, name: str) -> None:
         self.pid = pid
         holder = f"pid {pid}" if pid else "another process"
-        name = os.path.basename(os.path.dirname(path))
         super().__init__(
             f"instance {name!r} runs already ({holder} holds {path}); to change what it serves use "
             "`quiesce upgrade`, to run a second one give it another --name"
@@ -42,8 +41,8 @@ class InstanceLock:
         os.close(self.fd)
 
 
-def take_lock(path: str) -> InstanceLock:
-    """Take the lock, now or never, and write our pid into it.
+def take_lock(path: str, name: str) -> InstanceLock:
+    """Take the lock of the instance ``name``, now or never, and write our pid into it.
 
     Raises:
         LockedError: Somebody has it; ``.pid`` says who.
@@ -61,7 +60,7 @@ def take_lock(path: str) -> InstanceLock:
     except BlockingIOError as exc:
         pid = _read_pid(fd)
         os.close(fd)
-        raise LockedError(path, pid) from exc
+        raise LockedError(path, pid, name) from exc
     except OSError as exc:
         os.close(fd)
         raise ControlError(f"cannot lock {path}: {exc.strerror}") from exc

@@ -298,7 +298,10 @@ class Service:
         )
         for worker in run.new:
             worker.copy_output()
-        self.log.error(f"{run.plan.command} failed", release=run.release.id, reason=outcome.reason)
+        if outcome.aborted:
+            self.log.info(f"{run.plan.command} aborted", release=run.release.id, reason=outcome.reason)
+        else:
+            self.log.error(f"{run.plan.command} failed", release=run.release.id, reason=outcome.reason)
         serves = run.old is not None and (run.old.accepting() > 0 or self.upkeep.held)
         if not serves:
             return Ended(3, f"{run.release.id} failed and nothing serves: {outcome.reason}", outcome.detail)

@@ -101,6 +101,7 @@ class Worker:
         self._prober: Prober | None = None
         self._channel_open = True
         self._asked_to_leave = False
+        self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         house.loop.watch(channel.fileno(), self._on_channel)
         house.loop.watch(spawned.pidfd, self._on_exit)
         self._arm(terms.start_timeout_s)
@@ -195,7 +196,10 @@ class Worker:
         self._handle(event)
 
     def _channel_lost(self) -> None:
+        if not self._channel_open:
+            return
         self._close_channel()
+        self._cut_in = self._cut_in or self.state
         self._handle(Event.CHANNEL_LOST)
 
     def _on_exit(self, _events: int) -> None:
@@ -208,10 +212,8 @@ class Worker:
         # What it said just before it died may still lie in the channel.
         if self._channel_open:
             self._on_channel(READ)
-        before = self.state
-        ended = _ended(info)
         if not self._asked_to_leave and not self.failure:
-            self._lost(describe(self.id, before, ended))
+            self._lost(describe(self.id, self._cut_in or self.state, _ended(info)))
         self.copy_output()
         self._close_channel()
         if self._prober is not None:
@@ -311,8 +313,7 @@ class Worker:
             if not isinstance(exc, PeerClosed):
                 self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
             # Not from inside the step that sends: one event at a time.
-            self._close_channel()
-            self._house.loop.call_soon(lambda: self._handle(Event.CHANNEL_LOST))
+            self._house.loop.call_soon(self._channel_lost)
 
     def _watch_channel(self) -> None:
         events = READ | WRITE if self._channel.wants_write else READ

@@ -1,7 +1,7 @@
 """Everything that README.md shows is run, in its order, in an empty directory, and must say what is printed there.
 
 Three things are not as a reader would have them, so that this can run beside other tests and without a network:
-port 8000 is a free one; ``pip install quiesce`` answers as pip does, while ``quiesce`` is this checkout's; the
+port 8000, the default, is a free one; ``pip install quiesce`` answers as pip does, while ``quiesce`` is this checkout's; the
 runtime and state directories are the test's own.
 """
 
@@ -66,7 +66,10 @@ class Workplace:
         assert pattern(expected).fullmatch(finished.output), self._explain(command, finished.output)
 
     def _start(self, command: Command, terminal: str) -> None:
-        running = self.terminals[terminal] = Running(self.ours(command.text), self.directory, self.env)
+        text = self.ours(command.text)
+        if text.startswith("quiesce run "):
+            text += f" --bind 127.0.0.1:{self.port}"
+        running = self.terminals[terminal] = Running(text, self.directory, self.env)
         began = running.wait_for(pattern(self.ours(command.expected)), TIMEOUT_S)
         assert began, self._explain(command, running.output)
 

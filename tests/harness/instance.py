@@ -32,7 +32,8 @@ from harness.processes import (
 )
 from load.wire import parse_target
 
-QUIESCE = Path(sys.executable).parent / "quiesce"
+# The one beside this interpreter, unless somebody wants to test another installation.
+QUIESCE = Path(os.environ.get("QUIESCE_COMMAND") or Path(sys.executable).parent / "quiesce")
 START_S = 60.0
 COMMAND_S = 90.0
 

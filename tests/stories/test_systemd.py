@@ -195,9 +195,9 @@ def test_stop_leaves_no_process_and_no_failure(instance: Instance) -> None:
         load.wait_report()
     code, said = instance.ctl("stop", instance.socket, instance.service)
     assert code == 0, said
-    shown = instance.shown("ActiveState", "Result", "ExecMainStatus", "ExecMainCode")
-    assert shown["ActiveState"] == "inactive" and shown["Result"] == "success", said
-    assert shown["ExecMainStatus"] == "0" and shown["ExecMainCode"] == "1"  # CLD_EXITED: not killed
+    # The journal and not `show`: an inactive unit that nobody refers to is unloaded, and its result forgotten.
+    assert instance.shown("ActiveState")["ActiveState"] == "inactive"
+    assert "Deactivated successfully" in said and "Main process exited" not in said, said
     assert instance.processes() == []
     assert "remains running after unit stopped" not in said
     runtime = instance.box.root / "run/quiesce" / instance.name

@@ -27,7 +27,7 @@ class Model:
         return sorted(entry for entry in self.pending if entry[0] <= now)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(STEP, max_size=60))
 def test_every_deadline_comes_up_once_in_order_and_never_early(steps: list[tuple[str, float]]) -> None:
     deadlines, model = Deadlines(), Model()
@@ -75,7 +75,7 @@ def check_wait(deadlines: Deadlines, model: Model, now: float) -> None:
         assert wait_s == max(0.0, earliest - now)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.booleans(), min_size=200, max_size=600))
 def test_cancelled_deadlines_do_not_pile_up(keep: list[bool]) -> None:
     deadlines = Deadlines()

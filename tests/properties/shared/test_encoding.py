@@ -53,7 +53,7 @@ def numbers_in(value: Any) -> Iterator[float]:
             yield from numbers_in(item)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PACKETS)
 def test_a_packet_comes_back_as_it_was(packet: Packet) -> None:
     data = encode(packet)
@@ -62,7 +62,7 @@ def test_a_packet_comes_back_as_it_was(packet: Packet) -> None:
     assert type(decode(data).message) is type(packet.message)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PACKETS, st.dictionaries(TEXT.map(lambda name: "x_" + name), JSON, max_size=3))
 def test_what_a_later_version_adds_changes_nothing(packet: Packet, more: dict[str, Any]) -> None:
     body = json.loads(encode(packet)) | more
@@ -81,7 +81,7 @@ def bounded(packet: Packet) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(MESSAGES, st.data())
 def test_a_damaged_packet_is_refused_or_harmless(message: Message, data: st.DataObject) -> None:
     body = json.loads(encode(Packet(message, 1)))
@@ -95,7 +95,7 @@ def test_a_damaged_packet_is_refused_or_harmless(message: Message, data: st.Data
         assert bounded(packet) and 0 <= packet.fds <= MAX_FDS
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_anything_else_is_refused(data: bytes) -> None:
     try:

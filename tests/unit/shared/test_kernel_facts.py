@@ -127,11 +127,10 @@ def test_close_on_exec_belongs_to_the_descriptor(listener: socket.socket) -> Non
 
 def test_the_ghost_of_a_listener_that_was_closed_but_not_taken_out_of_epoll(listener: socket.socket) -> None:
     reader, writer = os.pipe()
-    epoll = select.epoll()
-    ghost = os.dup(listener.fileno())
-    epoll.register(ghost, select.EPOLLIN)
-    os.close(ghost)
-    with connect(listener):
+    with connect(listener), select.epoll() as epoll:
+        ghost = os.dup(listener.fileno())
+        epoll.register(ghost, select.EPOLLIN)
+        os.close(ghost)
         assert epoll.poll(5) == [(ghost, select.EPOLLIN)]  # for a descriptor that is closed
         assert epoll.poll(0) == [(ghost, select.EPOLLIN)]  # and again, for ever
         os.dup2(reader, ghost)  # the number is another file's now, and cannot take the old one out
@@ -142,7 +141,6 @@ def test_the_ghost_of_a_listener_that_was_closed_but_not_taken_out_of_epoll(list
         assert epoll.poll(0) == [(ghost, select.EPOLLIN)]
     for fd in (reader, writer, ghost):
         os.close(fd)
-    epoll.close()
 
 
 def test_taken_out_before_it_is_closed_it_does_not_haunt(listener: socket.socket) -> None:

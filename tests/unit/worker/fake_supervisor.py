@@ -56,6 +56,7 @@ class FakeSupervisor:
         lend: str | None = None,
         bootstrap: str = BOOTSTRAP,
         preexec_fn: Any = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         ours, theirs = make_pair()
         self.app_dir = app_dir
@@ -67,7 +68,7 @@ class FakeSupervisor:
         self.listeners: dict[str, socket.socket] = {}
         self.process = subprocess.Popen(
             [python, *flags, bootstrap, str(theirs.fileno()), version, roots() if lend is None else lend],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *pass_fds],
             cwd=app_dir,
             env=dict(os.environ) | {"PYTHONDONTWRITEBYTECODE": "1"} | dict(env or {}),
             stdin=subprocess.DEVNULL,
