@@ -33,8 +33,8 @@ def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
         raise FdPassingError(f"cannot send {len(fds)} descriptors in one packet: Linux carries {MAX_FDS}")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     # SEQPACKET: the whole packet or nothing.  MSG_DONTWAIT, because O_NONBLOCK lives on the
-    # description, which a forked child shares and may have cleared.  MSG_NOSIGNAL, because an
-    # application may have set SIGPIPE back to its default, which kills.
+    # description, which a forked child shares and may have cleared.  MSG_NOSIGNAL, because POSIX
+    # promises SIGPIPE otherwise (Linux sends none for SEQPACKET, and documents that nowhere).
     sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
@@ -64,7 +64,7 @@ def recv_fds(sock: socket.socket, nbytes: int, max_fds: int) -> tuple[bytes, lis
     # inheritable descriptor would leak into whatever the application starts.
     # CMSG_LEN, not CMSG_SPACE: the padding of SPACE for one descriptor holds a second one,
     # which would arrive without MSG_CTRUNC.
-    room = socket.CMSG_LEN(max_fds * _FD_BYTES) if max_fds else 0
+    room = socket.CMSG_LEN(max_fds * _FD_BYTES)
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     data, ancillary, got, _ = sock.recvmsg(nbytes, room, flags)
     fds = _fds_in(ancillary)

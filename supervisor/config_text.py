@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -61,7 +62,7 @@ def format_duration(seconds: float) -> str:
     """The shortest text that :func:`parse_duration` reads back, to the millisecond."""
     millis = round(seconds * 1000)
     if millis % 1000:
-        return f"{millis}ms" if millis < 1000 else f"{millis / 1000:g}s"
+        return f"{millis}ms" if millis < 1000 else f"{millis / 1000:.3f}".rstrip("0") + "s"
     whole = millis // 1000
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if whole and whole % size == 0 and (whole > size or unit != "m"):  # 60s, but 1h
@@ -117,7 +118,7 @@ def describe(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{value if len(value) <= 60 else value[:57] + "..."}"'
+        return json.dumps(value if len(value) <= 60 else value[:57] + "...", ensure_ascii=False)
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, (list, tuple)):

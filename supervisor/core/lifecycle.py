@@ -78,7 +78,8 @@ S, E, A = State, Event, Action
 # What a worker may still say although we have told it something else meanwhile: it crossed
 # our word on the wire.
 _SAID = (
-    E.SAID_HELLO, E.SAID_READY, E.SAID_ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED, E.SAID_DRAINED, E.SAID_FAILED,
+    E.SAID_HELLO, E.SAID_READY, E.SAID_ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED, E.SAID_DRAINED,
+    E.SAID_FAILED,
 )  # fmt: skip
 _ASKED = (E.PROBE_ASKED, E.ACCEPT_ASKED, E.QUIESCE_ASKED, E.RESUME_ASKED, E.DRAIN_ASKED, E.LEAVE_ASKED)
 _SEEN = (E.PROBE_PASSED, E.PROBE_FAILED, E.CHANNEL_LOST)
@@ -148,6 +149,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.ADMITTED: {
         E.SAID_ACCEPTING: (S.ACCEPTING, (A.DISARM,)),
+        # `resume`, or an undo that resumes the whole old set, finds one that was just respawned.
+        E.RESUME_ASKED: (S.ADMITTED, ()),
+        E.ACCEPT_ASKED: (S.ADMITTED, ()),
         E.QUIESCE_ASKED: (S.QUIESCING, (A.SEND_QUIESCE, A.ARM_ANSWER)),
         E.DRAIN_ASKED: _DRAIN,  # it may have accepted already
         E.LEAVE_ASKED: _DRAIN_NOW,
@@ -198,7 +202,8 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.SAID_FAILED: _FAILED,
         E.CHANNEL_LOST: _ORPHAN,
         E.EXITED: _REAPED,
-        **_still(S.RESUMING, E.SAID_QUIESCED),  # crossed our `resume`
+        # They crossed our `resume`; the latter if it was told to accept, to quiesce and to resume at once.
+        **_still(S.RESUMING, E.SAID_QUIESCED, E.SAID_ACCEPTING),
     },
     S.DRAINING: {
         E.SAID_DRAINED: _LEAVE,
@@ -209,7 +214,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.CHANNEL_LOST: (S.DRAINING, ()),  # it goes on by itself
         E.DEADLINE: (S.TERMINATED, (A.SIGTERM, A.ARM_EXIT)),
         E.EXITED: _REAPED,
+        # The answers crossed our `drain`; the verdict, the end of the channel.
         **_still(S.DRAINING, E.SAID_ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED),
+        **_still(S.DRAINING, E.PROBE_PASSED, E.PROBE_FAILED),
     },
     S.LEAVING: {
         E.DEADLINE: (S.TERMINATED, (A.SIGTERM, A.ARM_EXIT)),
@@ -248,8 +255,9 @@ def step(state: State, event: Event) -> Step:
     try:
         return TRANSITIONS[state][event]
     except KeyError:
-        raise IllegalTransition(f"a worker's {event.name} while {state.name}") from None
+        raise IllegalTransition(f"{event.value!r} while the worker is {state.value}") from None
 
 
 def said_by_worker(event: Event) -> bool:
+    """Is this a word of the worker's, so that it is not our fault if it comes out of turn?"""
     return event in _SAID

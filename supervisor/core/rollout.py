@@ -128,7 +128,7 @@ def step(state: State, event: Event) -> Step:
     try:
         return TRANSITIONS[state][event]
     except KeyError:
-        raise IllegalTransition(f"a rollout's {event.name} while {state.name}") from None
+        raise IllegalTransition(f"{event.value!r} while the rollout is {state.value}") from None
 
 
 def expects(state: State, event: Event) -> bool:

@@ -22,7 +22,7 @@ from quiesce.shared.scoreboard import Scoreboard
 
 PACKAGE = Path(quiesce.__file__).absolute().parent
 BOOTSTRAP = str(PACKAGE / "worker" / "bootstrap.py")
-PATIENCE_S = 30.0  # bounds a failing test; nothing waits for it to pass
+PATIENCE_S = 20.0  # bounds a failing test; nothing waits for it to pass
 
 M = TypeVar("M")
 

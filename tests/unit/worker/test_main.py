@@ -271,7 +271,7 @@ def test_a_hanging_import_shows_where_before_the_time_is_up(site: Site) -> None:
     with FakeSupervisor(site(text)) as supervisor:
         supervisor.expect(msg.Hello)
         supervisor.configure("shop", start_timeout_s=0.2)
-        wait_for(lambda: "Timeout (0:00:00.180000)!" in supervisor.output() and ", line 4 in <module>" in supervisor.output())
+        wait_for(lambda: "Timeout (0:00:00.18" in supervisor.output() and ", line 4 in <module>" in supervisor.output())
 
 
 def wait_for(fact: Callable[[], bool]) -> None:
@@ -288,7 +288,8 @@ def wait_for(fact: Callable[[], bool]) -> None:
 
 
 def raw(supervisor: FakeSupervisor, data: bytes, fds: tuple[int, ...] = ()) -> None:
-    socket.send_fds(socket.socket(fileno=os.dup(supervisor.channel.fileno())), [data], list(fds))
+    with socket.socket(fileno=os.dup(supervisor.channel.fileno())) as sock:
+        socket.send_fds(sock, [data], list(fds))
 
 
 def test_unknown_messages_are_skipped_and_their_descriptors_closed(site: Site) -> None:

@@ -1,0 +1,271 @@
+"""One worker as the supervisor sees it: a real process, a real channel, whose other end the test speaks."""
+
+import array
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from quiesce.shared import messages as msg
+from quiesce.shared.channel import Channel, make_pair
+from quiesce.shared.logs import Log
+from quiesce.shared.scoreboard import Field, Scoreboard
+from quiesce.supervisor import worker_link
+from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.config import Listen
+from quiesce.supervisor.core.lifecycle import Event, State
+from quiesce.supervisor.health import health_rule
+from quiesce.supervisor.listeners import Listeners
+from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.spawn import Spawned
+from quiesce.supervisor.worker_link import Terms, Worker
+
+
+class Stage:
+    """A supervisor's surroundings, and the worker's end of the channel in the test's hand."""
+
+    def __init__(self, start_timeout_s: float = 30.0) -> None:
+        self.loop = Loop()
+        self.out = os.memfd_create("log")
+        self.log = Log(self.out, "debug", journal=False)
+        self.listeners = Listeners()
+        self.listeners.open((Listen("http", "127.0.0.1:0"), Listen("admin", "127.0.0.1:0")), {})
+        self.scoreboard = Scoreboard.create()
+        self.capture = Capture()
+        ours, theirs = make_pair()
+        self.theirs = theirs
+        # It lives until its standard input closes: nothing else can end it but a signal.
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"], stdin=subprocess.PIPE
+        )
+        spawned = Spawned(self.process.pid, os.pidfd_open(self.process.pid))
+        configure = msg.Configure("shop", "r1", "", "r1/1", "shop", "auto", "/", 1, start_timeout_s, 1.0)
+        terms = Terms(configure, health_rule("/healthz", "h", {}, 1, ()), 5.0)
+        self.worker = Worker(self, spawned, Channel(ours), self.capture, 3, 1, terms)
+        self.seen: list[State] = []
+        self.worker.watcher = lambda worker, old, new: self.seen.append(new)
+        self.channel = Channel(theirs)
+
+    def until(self, fact: Callable[[], Any]) -> None:
+        """Turn the loop until something is so."""
+        guard = self.loop.call_at(self.loop.now() + 20, lambda: None)
+        while not fact():
+            assert guard.pending, f"it never came; state {self.worker.state}, log:\n{self.text()}"
+            self.loop.turn()
+        guard.cancel()
+
+    def say(self, message: msg.Message, state: State) -> None:
+        self.channel.send(message)
+        self.until(lambda: self.worker.state is state)
+
+    def raw(self, data: bytes) -> None:
+        self.theirs.send(data)
+
+    def heard(self) -> list[str]:
+        words = []
+        while (incoming := self.channel.receive()) is not None:
+            words.append(msg.WORD_OF[type(incoming.message)])
+            for fd in incoming.fds:
+                os.close(fd)
+        return words
+
+    def up(self) -> None:
+        """To work."""
+        self.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+        self.say(msg.Ready("wsgi"), State.READY)
+        self.worker.ask(Event.ACCEPT_ASKED)
+        self.say(msg.Accepting(), State.ACCEPTING)
+        self.heard()
+
+    def end_process(self) -> None:
+        assert self.process.stdin is not None
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+
+    def text(self) -> str:
+        return os.pread(self.out, 1 << 20, 0).decode()
+
+    def close(self) -> None:
+        self.end_process()
+        self.until(lambda: self.worker.state is State.REAPED)
+        self.process.returncode = 0  # reaped by the worker's own pidfd
+        self.channel.close()
+        self.listeners.close()
+        self.scoreboard.close()
+        self.loop.close()
+        os.close(self.out)
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    before = len(os.listdir("/proc/self/fd"))
+    it = Stage()
+    yield it
+    it.close()
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"
+
+
+def test_hello_is_answered_with_listeners_slot_and_configuration(stage: Stage) -> None:
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    listen = stage.channel.receive()
+    assert listen is not None and listen.message == msg.Listen(["http", "admin"]) and len(listen.fds) == 2
+    for fd, listener in zip(listen.fds, stage.listeners, strict=True):
+        with socket.socket(fileno=fd) as sock:
+            assert sock.getsockname() == listener.sock.getsockname()
+            assert not os.get_inheritable(fd)
+    board = stage.channel.receive()
+    assert board is not None and board.message == msg.UseScoreboard(3)
+    theirs = Scoreboard.attach(board.fds[0])
+    theirs.slot(3)[Field.REQUESTS] = 7
+    assert stage.worker.counter(Field.REQUESTS) == 7
+    theirs.close()
+    configure = stage.channel.receive()
+    assert configure is not None and isinstance(configure.message, msg.Configure)
+
+
+def test_an_unknown_message_is_said_and_skipped(stage: Stage) -> None:
+    stage.raw(json.dumps({"v": 2, "type": "from-the-future", "seq": 1, "what": 1}).encode())
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    assert "from-the-future" in stage.text()
+
+
+def test_unknown_fields_of_a_newer_worker_are_dropped(stage: Stage) -> None:
+    hello = {
+        "v": 2,
+        "type": "hello",
+        "seq": 1,
+        "protocol": 2,
+        "oldest_protocol": 1,
+        "version": "9",
+        "python": "3",
+    }
+    stage.raw(json.dumps({**hello, "pid": 1, "mood": "good"}).encode())
+    stage.until(lambda: stage.worker.state is State.LOADING)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"garbage",
+        b"[]",
+        json.dumps({"v": 0, "type": "hello", "seq": 1}).encode(),
+        b"x" * 100_000,
+        b'{"v":1,"type":"hello","seq":1}',
+    ],
+    ids=["not JSON", "no object", "an older protocol", "too large", "fields are missing"],
+)
+def test_nonsense_ends_the_channel_and_not_the_supervisor(stage: Stage, packet: bytes) -> None:
+    stage.raw(packet)
+    stage.until(lambda: stage.worker.state is State.LEAVING)
+    assert "worker talks nonsense" in stage.text()
+
+
+def test_descriptors_from_a_worker_are_closed(stage: Stage) -> None:
+    data = json.dumps({"v": 1, "type": "unheard-of", "seq": 1, "fds": 2}).encode()
+    reader, writer = os.pipe()
+    stage.theirs.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [writer, writer]))])
+    os.close(writer)
+    stage.until(lambda: "unheard-of" in stage.text())
+    assert os.read(reader, 1) == b"", "every copy of the write end is closed"
+    os.close(reader)
+
+
+def test_a_worker_that_announces_descriptors_it_does_not_send_is_not_believed(stage: Stage) -> None:
+    stage.raw(json.dumps({"v": 1, "type": "ready", "seq": 1, "fds": 1, "interface": "wsgi"}).encode())
+    stage.until(lambda: stage.worker.state is State.LEAVING)
+
+
+def test_a_word_out_of_turn_changes_nothing(stage: Stage) -> None:
+    stage.channel.send(msg.Accepting())
+    stage.until(lambda: "spoke out of turn" in stage.text())
+    assert stage.worker.state is State.SPAWNED
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+
+
+def test_what_it_said_just_before_it_died_is_heard(stage: Stage) -> None:
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    os.write(stage.capture.fd, b"Traceback: the whole story\n")
+    stage.channel.send(msg.Failed("the application is broken", "Traceback: the whole story"))
+    stage.channel.close()
+    stage.end_process()
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.worker.failure == "the application is broken"
+    assert "the whole story" in stage.worker.detail
+    assert "the whole story" in stage.text(), "its output reached the log"
+
+
+def test_a_peer_gone_in_the_middle_is_told_by_how_it_ended(stage: Stage) -> None:
+    stage.up()
+    stage.channel.close()
+    stage.until(lambda: stage.worker.state is State.DRAINING)  # it may only have lost its channel
+    assert not stage.worker.failure
+    stage.end_process()
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.worker.failure == "worker r1/1 exited with status 0 while it served"
+
+
+def test_silence_after_quiesce_ends_in_sigkill(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_link, "QUIESCE_ANSWER_S", 0.05)
+    stage.up()
+    stage.worker.ask(Event.QUIESCE_ASKED)
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.seen[-3:] == [State.QUIESCING, State.KILLED, State.REAPED]
+    assert "did not answer `quiesce`" in stage.worker.failure
+
+
+def test_a_worker_inside_a_request_is_not_killed_for_its_silence(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one thread runs a request inline: killing it would fail that request."""
+    monkeypatch.setattr(worker_link, "QUIESCE_ANSWER_S", 0.01)
+    stage.up()
+    stage.scoreboard.slot(3)[Field.IN_REQUEST_SINCE_NS] = 1
+    stage.worker.ask(Event.QUIESCE_ASKED)
+    late: list[bool] = []
+    stage.loop.call_at(stage.loop.now() + 0.3, lambda: late.append(True))
+    stage.until(lambda: late)
+    assert stage.worker.state is State.QUIESCING
+    stage.scoreboard.slot(3)[Field.IN_REQUEST_SINCE_NS] = 0
+    stage.say(msg.Quiesced(), State.QUIESCED)
+    assert not stage.worker.failure
+
+
+def test_a_worker_that_never_gets_ready_is_killed_with_its_last_lines() -> None:
+    stage = Stage(start_timeout_s=0.05)
+    os.write(stage.capture.fd, b"waiting for the database\n")
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert "start_timeout" in stage.worker.failure
+    assert stage.worker.detail == "waiting for the database"
+    stage.close()
+
+
+def test_a_stalled_worker_is_killed_by_pidfd(stage: Stage) -> None:
+    stage.up()
+    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGSTOP)
+    stage.worker.fail("its loop stood still")
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.worker.failure == "its loop stood still"
+
+
+def test_probe_speaks_http_over_a_socket_that_is_passed(stage: Stage) -> None:
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    stage.heard()
+    stage.worker.ask(Event.PROBE_ASKED)
+    incoming = stage.channel.receive()
+    assert incoming is not None and isinstance(incoming.message, msg.Probe)
+    with socket.socket(fileno=incoming.fds[0]) as client:
+        request = client.recv(4096)
+        assert request.startswith(b"GET /healthz HTTP/1.1\r\nHost: h\r\n")
+        client.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    stage.until(lambda: stage.worker.state is State.LEAVING)
+    assert (
+        stage.worker.failure
+        == "health probe of worker r1/1 failed: GET /healthz answered 503 Service Unavailable"
+    )
