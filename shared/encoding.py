@@ -125,8 +125,10 @@ def decode(data: bytes) -> Packet:
 def _object(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise ProtocolError(f"packet of {len(data)} bytes is not JSON: {exc}") from exc
+    except Exception as exc:
+        # ValueError or RecursionError.  But the C decoder imports `json.decoder` to complain with, and
+        # in a worker that may be a json.py of the release by now, which raises whatever it likes.
+        raise ProtocolError(f"packet of {len(data)} bytes is not JSON: {str(exc)[:200]}") from exc
     if not isinstance(body, dict):
         raise ProtocolError(f"packet is a {type(body).__name__}, not an object")
     return body

@@ -242,7 +242,9 @@ def _read_value(key: Key, entry: Value) -> object:
         raise complaint(key.name, entry.origin, str(exc)) from exc
     if key.path:
         if key.kind is Kind.LIST:
-            return [_absolute(item, entry.base) for item in value] if isinstance(value, (list, tuple)) else value
+            return (
+                [_absolute(item, entry.base) for item in value] if isinstance(value, (list, tuple)) else value
+            )
         return _absolute(value, entry.base)
     return value
 

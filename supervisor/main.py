@@ -4,6 +4,9 @@ import os
 import resource
 import signal
 import sys
+import time
+import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +39,7 @@ from quiesce.supervisor.starting import Mode, StartReport
 
 WANTED_FILES = 65536  # soft RLIMIT_NOFILE that is asked for, as far as the hard one allows
 STOP_NEWS_S = 1.0
+SURPRISES, SURPRISES_S = 50, 10.0  # so many bugs in so many seconds are no accident
 
 ReportTo = Callable[[StartReport], None]
 
@@ -111,6 +115,7 @@ class _Supervisor:
         self._undo.append(self.loop.close)
         log_fd = _open_log(settings.log.file)
         self.log = Log(log_fd, settings.log.level, journal=journal_reads(log_fd))
+        self.loop.on_error = _Surprises(self.log)
         self.listeners = Listeners()
         self.listeners.open(settings.listen, dict(inherited))
         self._undo.append(self.listeners.close)
@@ -298,6 +303,24 @@ class _Supervisor:
         """
         for undo in reversed(self._undo):
             undo()
+
+
+class _Surprises:
+    """Logs what a callback of ours raised, and goes on; gives up when it goes on for ever."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._when: deque[float] = deque(maxlen=SURPRISES)
+
+    def __call__(self, exc: Exception) -> None:
+        text = "".join(traceback.format_exception(exc))
+        self._log.multiline("error", "bug in quiesce; it goes on", text, error=repr(exc))
+        now = time.monotonic()
+        self._when.append(now)
+        if len(self._when) == SURPRISES and now - self._when[0] < SURPRISES_S:
+            # A level-triggered descriptor that nobody can serve would spin for ever: a supervisor
+            # that ends lets its workers drain, one that spins starves them.
+            raise exc
 
 
 def check(loaded: Loaded) -> StartReport:

@@ -67,6 +67,11 @@ class Operations:
             reply.result(Exit.USAGE, str(exc))
         except QuiesceError as exc:
             reply.result(Exit.DOWN, str(exc))
+        except Exception as exc:
+            reply.result(
+                Exit.DOWN, f"a bug in quiesce: {exc!r}; what served still serves; the log has the traceback"
+            )
+            raise
 
     # -- changes ------------------------------------------------------------------------
 

@@ -254,13 +254,14 @@ def banner(data: Doc, command: str = "run", address: str = "") -> str:
     lines = [f"quiesce serves {' '.join(urls) or 'nowhere'}"]
     lines += [f"  {label:<9} {text}" for label, text in rows]
     lines += [f"! {clean(notice)}" for notice in data.get("notices", ())]
-    stop = f"quiesce{address} stop" + ("   (or Ctrl-C here)" if command == "run" else "")
-    lines += [
-        "next:",
-        f"  quiesce{address} upgrade     roll out what is in the release directory now",
-        f"  quiesce{address} status      what runs",
-        f"  {stop}",
-    ]
+    here = " (or Ctrl-C here)" if command == "run" else ""
+    lines += ["next:"]
+    for word, does in (
+        ("upgrade", "roll out what is in the release directory now"),
+        ("status", "what runs"),
+        ("stop", "finish what was accepted and exit" + here),
+    ):
+        lines.append(f"  quiesce{address} {word:<7}   {does}")
     return "\n".join(lines) + "\n"
 
 

@@ -267,7 +267,17 @@ class Worker:
         self.copy_output()
         if not self.failure:
             self.failure = why
-            self.detail = detail or (self._capture.tail() if self._capture and self._on_trial else "")
+            self.detail = self._last_words(detail)
+
+    def _last_words(self, detail: str) -> str:
+        """What it wrote on trial and, unless it is in there, the traceback that it sent."""
+        if self._capture is None or not self._on_trial:
+            return detail
+        lines = [line for line in self._capture.tail().splitlines() if line != f"quiesce: {self.failure}"]
+        tail = "\n".join(lines)
+        if detail.strip() in tail:
+            return tail
+        return f"{tail}\n{detail}" if tail else detail
 
     # -- transitions --------------------------------------------------------------------
 

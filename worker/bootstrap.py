@@ -74,7 +74,8 @@ def main(argv: "list[str]") -> int:
     python = ".".join(str(part) for part in sys.version_info[:2])
     if sys.version_info < (3, 11):  # noqa: UP036
         return refuse(
-            channel, sys.executable + " is Python " + python + "; quiesce needs Python 3.11 or newer in a release"
+            channel,
+            sys.executable + " is Python " + python + "; quiesce needs Python 3.11 or newer in a release",
         )
     theirs, ours = application_path(), own_path()
     sys.path[:] = ours
@@ -85,7 +86,10 @@ def main(argv: "list[str]") -> int:
         if python != supervisor_python:
             return refuse(
                 channel,
-                sys.executable + " (Python " + python + ") has no quiesce, and cannot borrow that of the supervisor's "
+                sys.executable
+                + " (Python "
+                + python
+                + ") has no quiesce, and cannot borrow that of the supervisor's "
                 "Python " + supervisor_python + ": run " + sys.executable + PIP + "quiesce",
             )
         ours = ours + [root for root in roots if root not in ours]

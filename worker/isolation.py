@@ -71,6 +71,13 @@ def enter_application(app_dir: str, late: Iterable[str] = ()) -> None:
     sys.path = [app_dir, *_state.app_path]
 
 
+def before_exit() -> None:
+    """Give the interpreter back what it looks up by name when it ends: it joins the threads of *our* threading."""
+    threading = _state.hidden.get("threading")
+    if threading is not None:
+        sys.modules["threading"] = threading
+
+
 def _names_in(folders: Iterable[str]) -> set[str]:
     """Top-level names that these folders would give to an import statement."""
     suffixes = (".py", ".pyc", *extension_suffixes())

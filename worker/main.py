@@ -63,7 +63,14 @@ def main(channel: int, baseline: frozenset[str], own_path: Sequence[str], app_pa
 def _reset_signals() -> None:
     """As after a plain exec, whatever the stub before us had."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGCHLD,
+    ):
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -125,7 +132,9 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
         orders.begin(msg.Ready(app.interface, time.monotonic() - began, threads))
 
     # In a turn of the loop: ready means that it turns.
-    loop.call_soon_threadsafe((lambda: started(None)) if ending is None else (lambda: ending.startup(started)))
+    loop.call_soon_threadsafe(
+        (lambda: started(None)) if ending is None else (lambda: ending.startup(started))
+    )
     loop.run()
     if not fork_hooks.is_worker():
         os._exit(0)  # a child that the application forked and let return to us: it is no worker
@@ -216,6 +225,7 @@ def bounded(text: str, limit: int) -> str:
 
 def _bound_exit(conf: msg.Configure, status: int) -> None:
     """From here on the interpreter's normal exit has ``exit_timeout`` to end: threads, atexit, logging."""
+    isolation.before_exit()
     if conf.exit_timeout_s <= 0:
         return
     with own_imports():

@@ -148,7 +148,9 @@ class Orders:
         # does, for a signal that the kernel delivered to another thread than the one that waits.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: self._poke(writer))
-        signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which the application's children would inherit
+        signal.signal(
+            signal.SIGINT, lambda *_: None
+        )  # not SIG_IGN, which the application's children would inherit
 
     @staticmethod
     def _poke(writer: int) -> None:

@@ -51,7 +51,9 @@ class Link:
             if incoming is None or not isinstance(incoming.message, Unknown):
                 return incoming
             close_all(incoming.fds)
-            complain(f"message {incoming.message.type!r} is not known to this version of quiesce; it is skipped")
+            complain(
+                f"message {incoming.message.type!r} is not known to this version of quiesce; it is skipped"
+            )
         raise PeerClosed("this channel is closed")
 
     def _skip(self, exc: Exception) -> None:

@@ -169,6 +169,8 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.SAID_FAILED: _FAILED,
         E.CHANNEL_LOST: _ORPHAN,
         E.EXITED: _REAPED,
+        # Resume, quiesce, resume in one breath: the answers to the last two come after the first.
+        **_still(S.ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED),
     },
     S.QUIESCING: {
         E.SAID_QUIESCED: (S.QUIESCED, (A.DISARM,)),
@@ -191,6 +193,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.SAID_FAILED: _FAILED,
         E.CHANNEL_LOST: _ORPHAN,
         E.EXITED: _REAPED,
+        # Quiesce, resume, quiesce in one breath.  It reads its channel before each accept(), so with
+        # our last word in there it accepts nothing, although the answer to it is still to come.
+        **_still(S.QUIESCED, E.SAID_RESUMED, E.SAID_QUIESCED),
     },
     S.RESUMING: {
         E.SAID_RESUMED: (S.ACCEPTING, (A.DISARM,)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from docs.fences import Command, Fence, fences, pattern
-from docs.terminal import Running, run
+from docs.terminal import Running, free_port, run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -103,7 +102,7 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
         "RUNTIME_DIRECTORY": str(tmp_path / "run"),
         "STATE_DIRECTORY": str(tmp_path / "state"),
     }
-    workplace = Workplace(tmp_path / "empty", env, _free_port())
+    workplace = Workplace(tmp_path / "empty", env, free_port())
     try:
         yield workplace
     finally:
@@ -114,13 +113,6 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
 def _tool(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o755)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.mark.slow

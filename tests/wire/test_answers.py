@@ -163,7 +163,7 @@ def test_exception_in_the_middle_cuts(capfd: pytest.CaptureFixture[str]) -> None
             for request in (GET, OLD):
                 with pytest.raises((EOFError, ConnectionResetError)):
                     served.ask(request)
-    assert capfd.readouterr().err.count("the reason") == 4
+    assert capfd.readouterr().err.count("RuntimeError: the reason") == 4
 
 
 class Writes:

@@ -101,4 +101,6 @@ class StartupFailed(LoadError):
 def _failure(message: str) -> StartupFailed:
     lines = [line for line in message.splitlines() if line.strip()]
     # Frameworks send a whole traceback; its last line is the exception.
-    return StartupFailed(f"lifespan startup failed: {lines[-1].strip()[:400] if lines else 'no reason given'}", message)
+    return StartupFailed(
+        f"lifespan startup failed: {lines[-1].strip()[:400] if lines else 'no reason given'}", message
+    )

@@ -44,6 +44,7 @@ class Event(Enum):
 
 class Action(Enum):
     CALL = "call the application"
+    SAY = "give our own answer in the application's place"
     TELL = "tell the application that nobody listens"
     SAY_408 = "answer Request Timeout, unless an answer has begun"
     SAY_503 = "answer Service Unavailable, unless an answer has begun"
@@ -59,7 +60,7 @@ _NEXT_REQUEST: dict[Event, Step] = {
     E.REQUEST: (S.WORKING, (A.CALL,)),
     E.REQUEST_BODY: (S.BODY, ()),
     E.REQUEST_STREAM: (S.STREAMING, (A.CALL,)),
-    E.REFUSED: (S.FLUSHING, ()),
+    E.REFUSED: (S.FLUSHING, (A.SAY,)),
     E.PEER_DONE: (S.CLOSED, (A.CLOSE,)),
     E.LOST: (S.CLOSED, (A.CLOSE,)),
 }
@@ -71,14 +72,14 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     S.HEAD: {**_NEXT_REQUEST, E.DEADLINE: (S.FLUSHING, (A.SAY_408,)), E.END: (S.FLUSHING, (A.SAY_503,))},
     S.BODY: {
         E.BODY_DONE: (S.WORKING, (A.CALL,)),
-        E.REFUSED: (S.FLUSHING, ()),
+        E.REFUSED: (S.FLUSHING, (A.SAY,)),
         E.PEER_DONE: (S.CLOSED, (A.CLOSE,)),  # half a body is no request
         E.DEADLINE: (S.FLUSHING, (A.SAY_408,)),
         E.END: (S.FLUSHING, (A.SAY_503,)),
         E.LOST: (S.CLOSED, (A.CLOSE,)),
     },
     S.WORKING: {
-        E.REFUSED: (S.FLUSHING, (A.TELL,)),
+        E.REFUSED: (S.FLUSHING, (A.SAY, A.TELL)),
         E.ANSWERED: (S.IDLE, ()),
         E.ANSWERED_QUEUED: (S.SENDING, ()),
         E.ANSWERED_LAST: (S.FLUSHING, ()),
@@ -89,7 +90,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.STREAMING: {
         E.BODY_DONE: (S.WORKING, ()),
-        E.REFUSED: (S.FLUSHING, (A.TELL,)),
+        E.REFUSED: (S.FLUSHING, (A.SAY, A.TELL)),
         E.ANSWERED_QUEUED: (S.SKIPPING, ()),
         E.ANSWERED_LAST: (S.FLUSHING, ()),
         E.PEER_DONE: (S.CLOSED, (A.TELL, A.CLOSE)),

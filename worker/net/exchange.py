@@ -88,6 +88,8 @@ class Exchange:
         What goes beyond Content-Length is dropped, and the connection closed.
         """
         connection = self._connection
+        if connection.broken:
+            self.disconnected = True
         if self.disconnected:
             return 0
         if not data:
@@ -225,6 +227,10 @@ class Exchange:
         Threads of the pool only: in the loop's thread nobody would send.
         """
         return not self.disconnected and self._connection.wait_below(low_water)
+
+    def later(self, callback: Callable[[], None]) -> None:
+        """Call in the loop's thread, in a later turn."""
+        self._connection.later(callback)
 
     @property
     def may_wait(self) -> bool:

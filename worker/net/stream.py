@@ -7,6 +7,7 @@ too, that is from WORKING on until the answer.
 
 import socket
 import sys
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -315,6 +316,10 @@ class Connection(Output):
             self._say_continue()
             self.update_interest()
 
+    def later(self, callback: Callable[[], None]) -> None:
+        """Call in another turn of the loop, after the others had theirs."""
+        self.daemon.loop.call_soon_threadsafe(callback)
+
     def can_skip(self, most: int) -> bool:
         """Is so little left of the body that it is worth reading away?"""
         decoder = self._decoder
@@ -522,13 +527,7 @@ class Connection(Output):
         """Answer in the application's place, then close."""
         if self._cut_if_begun():
             return
-        answered = self.state is SKIPPING
-        self.event(Event.REFUSED)
-        if answered:
-            self._drop_body()
-        else:
-            self._say(rejected)
-        self._settle()
+        self.event(Event.REFUSED, rejected)
 
     def _cut_if_begun(self) -> bool:
         """A response that began and cannot go on must not be taken for whole."""
@@ -577,8 +576,11 @@ class Connection(Output):
 
     # -- the table --------------------------------------------------------------------------------
 
-    def event(self, event: Event) -> None:
-        """Take a step by the table, and do what it says.  The loop's thread."""
+    def event(self, event: Event, rejected: Rejected | None = None) -> None:
+        """Take a step by the table, and do what it says.  The loop's thread.
+
+        ``rejected``: our own answer, with REFUSED.
+        """
         with self.lock:
             if self.state is CLOSED:
                 return
@@ -592,13 +594,17 @@ class Connection(Output):
                 self._fin()
             elif action is Action.CLOSE:
                 self._close()
+            elif action is Action.SAY:
+                assert rejected is not None
+                self._say(rejected)
             elif action is Action.TELL:
                 self._tell()
             elif action is Action.SAY_408:
                 self._say(Rejected(408, "the request did not come in time"))
             elif action is Action.SAY_503:
                 self._say(Rejected(503, "this server is about to leave", retry_after_s=1))
-        if actions and self.state is FLUSHING:
+        if self.state is FLUSHING:
+            self._drop_body()
             self._settle()
 
     def _tell(self) -> None:

@@ -1,6 +1,8 @@
 """What a packet may hold, what is refused, and what later versions must go on reading."""
 
 import json
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -193,6 +195,15 @@ def test_not_a_packet_of_ours(data: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         decode(data)
     assert len(str(caught.value)) < 300
+
+
+def test_a_json_py_in_the_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's is in sys.modules by then, and the C decoder looks its exception up there."""
+    monkeypatch.setitem(sys.modules, "json", ModuleType("json"))
+    monkeypatch.setitem(sys.modules, "json.decoder", ModuleType("json.decoder"))
+    with pytest.raises(ProtocolError, match="is not JSON"):
+        decode(b"nonsense")
+    assert decode(encode(Packet(Drain(1.5)))).message == Drain(1.5)
 
 
 # -- versions ---------------------------------------------------------------------------

@@ -99,3 +99,13 @@ def test_signals_come_through_the_loop_and_handlers_are_given_back() -> None:
     signals.close()
     assert signal.getsignal(signal.SIGUSR1) == before
     loop.close()
+
+
+def test_a_callback_that_raises_takes_nothing_else_down() -> None:
+    seen: list[str] = []
+    loop = Loop(on_error=lambda exc: seen.append(f"error {exc}"))
+    loop.call_at(loop.now() - 2, lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    loop.call_at(loop.now() - 1, lambda: seen.append("next"))
+    loop.turn()
+    assert seen == ["error division by zero", "next"]
+    loop.close()

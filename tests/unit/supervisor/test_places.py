@@ -174,6 +174,7 @@ def test_a_full_queue_is_still_an_instance(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_socket_planted_in_the_temporary_directory_is_not_talked_to(tmp_path: Path) -> None:
     base = tmp_path / f"quiesce-{os.geteuid()}"
+    base.mkdir(mode=0o700)
     with listen_in(base / "a"):
         environ = {"TMPDIR": str(tmp_path)}
         assert len(find_instances(environ=environ, uid=os.geteuid(), run="/nowhere")) == 1
@@ -188,36 +189,36 @@ def test_the_lock_is_held_once_and_says_by_whom(tmp_path: Path) -> None:
     folder = tmp_path / "shop"
     folder.mkdir()
     path = str(folder / "lock")
-    lock = take_lock(path)
+    lock = take_lock(path, "shop")
     assert not os.get_inheritable(lock.fd)
     with pytest.raises(LockedError) as caught:
-        take_lock(path)
+        take_lock(path, "shop")
     assert caught.value.pid == os.getpid()
     assert str(caught.value).startswith(f"instance 'shop' runs already (pid {os.getpid()} holds {path})")
     lock.write_pid(7)
     with pytest.raises(LockedError, match=r"pid 7 holds"):
-        take_lock(path)
+        take_lock(path, "shop")
     lock.release()
-    take_lock(path).release()
+    take_lock(path, "shop").release()
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
-    code = f"from quiesce.supervisor.pidfile import take_lock; take_lock({path!r}); print(flush=True); input()"
+    code = f"from quiesce.supervisor.pidfile import take_lock; take_lock({path!r}, 'shop'); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(LockedError) as caught:
-            take_lock(path)
+            take_lock(path, "shop")
         assert caught.value.pid == holder.pid
         holder.kill()
-    take_lock(path).release()
+    take_lock(path, "shop").release()
 
 
 def test_a_lock_that_is_a_symlink_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ControlError, match="cannot open the lock"):
-        take_lock(str(tmp_path / "lock"))
+        take_lock(str(tmp_path / "lock"), "shop")
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -205,7 +205,9 @@ class FakeSupervisor:
         return os.pread(self.capture, 1 << 20, 0).decode(errors="replace")
 
 
-def request(path: str = "/", *, method: str = "GET", body: bytes = b"", headers: str = "", close: bool = False) -> bytes:
+def request(
+    path: str = "/", *, method: str = "GET", body: bytes = b"", headers: str = "", close: bool = False
+) -> bytes:
     """The bytes of a request."""
     if body:
         headers += f"Content-Length: {len(body)}\r\n"

@@ -92,7 +92,9 @@ def test_nothing_of_the_release_is_imported_before_configure(tmp_path: Path, fla
 
 
 def test_pythonpath_may_be_how_quiesce_was_installed(tmp_path: Path, bare: str) -> None:
-    with FakeSupervisor(tmp_path, python=bare, lend="", version="9.9", env={"PYTHONPATH": roots()}) as supervisor:
+    with FakeSupervisor(
+        tmp_path, python=bare, lend="", version="9.9", env={"PYTHONPATH": roots()}
+    ) as supervisor:
         supervisor.expect(msg.Hello)
 
 

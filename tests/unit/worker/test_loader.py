@@ -80,7 +80,10 @@ def test_a_missing_module_is_not_a_missing_dependency(write: Callable[..., str],
     assert missing.startswith(f"no module named 'pkg_a.wsgy' in {tmp_path}")
     assert missing.endswith("; did you mean 'pkg_a.wsgi'?")
     needs = reason("pkg_a.wsgi:app")
-    assert needs == f"module 'pkg_a.wsgi' needs 'not_installed_anywhere', which {sys.executable} does not have; install it there"
+    assert (
+        needs
+        == f"module 'pkg_a.wsgi' needs 'not_installed_anywhere', which {sys.executable} does not have; install it there"
+    )
 
 
 def test_a_module_that_imports_its_own_name_is_a_dependency_story(write: Callable[..., str]) -> None:
@@ -103,7 +106,9 @@ def test_a_syntax_error_is_said(write: Callable[..., str]) -> None:
     assert "SyntaxError: " in reason(name)
 
 
-@pytest.mark.parametrize(("text", "said"), [("sys.exit(3)", "(3)"), ("sys.exit()", "()"), ("sys.exit('no')", "('no')")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("sys.exit(3)", "(3)"), ("sys.exit()", "()"), ("sys.exit('no')", "('no')")]
+)
 def test_sys_exit_on_import_is_no_exit_of_ours(write: Callable[..., str], text: str, said: str) -> None:
     name = write(f"import sys\n{text}\n")
     assert reason(name) == f"module {name!r} called sys.exit{said} while it was imported"

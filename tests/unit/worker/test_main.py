@@ -101,7 +101,9 @@ def test_orders_may_come_before_configure_and_after(site: Site) -> None:
         supervisor.send(msg.Unlisten(["late"]))
         supervisor.send(msg.Quiesce())
         supervisor.expect(msg.Quiesced)
-        assert socket.create_connection(address).close() is None  # our copy lives: the socket was not shut down
+        assert (
+            socket.create_connection(address).close() is None
+        )  # our copy lives: the socket was not shut down
 
 
 def test_identify_is_answered_with_who_and_how(site: Site) -> None:
@@ -208,11 +210,17 @@ def test_exit_is_a_normal_one(site: Site) -> None:
     with FakeSupervisor(site(text)) as supervisor:
         supervisor.start("shop")
         assert supervisor.shutdown() == WorkerExit.OK
-        assert sorted(supervisor.output().split("\n")[:-1]) == ["atexit ran", "logging was shut down", "thread ended"]
+        assert sorted(supervisor.output().split("\n")[:-1]) == [
+            "atexit ran",
+            "logging was shut down",
+            "thread ended",
+        ]
 
 
 def test_threads_that_do_not_end_are_bounded_by_exit_timeout(site: Site) -> None:
-    text = WSGI + "import threading\nthreading.Thread(target=threading.Event().wait, name='forever').start()\n"
+    text = (
+        WSGI + "import threading\nthreading.Thread(target=threading.Event().wait, name='forever').start()\n"
+    )
     with FakeSupervisor(site(text)) as supervisor:
         supervisor.start("shop", exit_timeout_s=0.1)
         assert supervisor.shutdown() == WorkerExit.OK
@@ -236,14 +244,18 @@ def test_threads_that_do_not_end_are_bounded_by_exit_timeout(site: Site) -> None
         ("", "nowhere:app", "no module named 'nowhere' in ", "ModuleNotFoundError: No module named 'nowhere'"),
     ],
 )  # fmt: skip
-def test_a_bad_application_is_said_with_its_traceback(site: Site, text: str, app: str, reason: str, detail: str) -> None:
+def test_a_bad_application_is_said_with_its_traceback(
+    site: Site, text: str, app: str, reason: str, detail: str
+) -> None:
     with FakeSupervisor(site(text)) as supervisor:
         supervisor.expect(msg.Hello)
         supervisor.configure(app)
         message = failed(supervisor)
         assert message.reason.startswith(reason)
         assert detail in message.detail
-        assert "quiesce" not in message.detail.replace("quiesce/tests", "") and "<frozen" not in message.detail
+        assert (
+            "quiesce" not in message.detail.replace("quiesce/tests", "") and "<frozen" not in message.detail
+        )
         assert message.detail in supervisor.output() and message.reason in supervisor.output()
 
 
@@ -271,7 +283,11 @@ def test_a_hanging_import_shows_where_before_the_time_is_up(site: Site) -> None:
     with FakeSupervisor(site(text)) as supervisor:
         supervisor.expect(msg.Hello)
         supervisor.configure("shop", start_timeout_s=0.2)
-        wait_for(lambda: "Timeout (0:00:00.18" in supervisor.output() and ", line 4 in <module>" in supervisor.output())
+        wait_for(
+            lambda: (
+                "Timeout (0:00:00.18" in supervisor.output() and ", line 4 in <module>" in supervisor.output()
+            )
+        )
 
 
 def wait_for(fact: Callable[[], bool]) -> None:
@@ -312,7 +328,10 @@ def test_unknown_messages_are_skipped_and_their_descriptors_closed(site: Site) -
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b'{"v":0,"type":"configure","seq":1}', "peer speaks protocol 0; the oldest understood here is 1"),
+        (
+            b'{"v":0,"type":"configure","seq":1}',
+            "peer speaks protocol 0, and the oldest understood here is 1",
+        ),
         (b'{"v":1,"type":"configure","seq":1,"name":"shop"}', "message 'configure' lacks release"),
         (b"garbage", "is not JSON"),
         (b'{"v":1,"type":"listen","seq":1,"names":["a"],"fds":1}', "announced 1 descriptors and brought 0"),
