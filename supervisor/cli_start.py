@@ -13,6 +13,7 @@ from quiesce.supervisor import render
 from quiesce.supervisor.cli_console import Console
 from quiesce.supervisor.config import Loaded, load_settings
 from quiesce.supervisor.config_keys import OPTION_KEYS
+from quiesce.supervisor.daemonize import Surroundings, open_standard_streams, start_in_background
 from quiesce.supervisor.places import Places, resolve_places
 from quiesce.supervisor.starting import Mode, StartReport
 
@@ -45,6 +46,7 @@ def _places(args: Namespace, loaded: Loaded) -> Places:
 
 def run(args: Namespace, console: Console) -> int:
     """Serve until stopped."""
+    open_standard_streams()
     loaded = load(args)
     places = _places(args, loaded)
     mode = Mode.SYSTEMD if os.environ.get("NOTIFY_SOCKET") else Mode.FOREGROUND
@@ -61,8 +63,7 @@ def run(args: Namespace, console: Console) -> int:
 
 def start(args: Namespace, console: Console) -> int:
     """Serve in the background; return when it accepts."""
-    from quiesce.supervisor.daemonize import Surroundings, start_in_background
-
+    open_standard_streams()
     loaded = load(args)
     places = _places(args, loaded)
     places.create()  # the log may lie in the state directory

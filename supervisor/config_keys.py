@@ -104,7 +104,11 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("service.env", M, {}, "environment variable of the workers (repeatable)", "KEY=VALUE"),
     Key(
-        "rollout.health_path", T, "", "path that must answer 2xx (default: /, and anything below 500)", "PATH"
+        "rollout.health_path",
+        T,
+        "",
+        "path that must answer 2xx or 3xx (default: /, and anything below 500)",
+        "PATH",
     ),
     Key("rollout.health_host", T, "localhost", "Host header of probes", "HOST"),
     Key("rollout.health_headers", M, {}, "further header of probes (repeatable)", "NAME=VALUE"),

@@ -52,6 +52,9 @@ def choose_instance(name: str | None, runtime_dir: str | None) -> Places:
         return resolve_places(name or os.path.basename(os.path.abspath(runtime_dir)), runtime_dir)
     found = find_instances()
     chosen = [item for item in found if name is None or item.places.name == name]
+    # Inside a unit (or a shell made like one) its own instance is meant, whatever else runs.
+    own = os.environ.get("RUNTIME_DIRECTORY", "").split(":")
+    chosen = [item for item in chosen if item.places.runtime_dir in own] or chosen
     if len(chosen) == 1:
         return chosen[0].places
     if name is not None:

@@ -126,7 +126,7 @@ class Crew:
         self._next_number[release.id] = number + 1
         slot = self._free.pop()
         self.scoreboard.clear(slot)
-        worker = Worker(self, spawned, Channel(ours), capture, slot, number, terms)
+        worker = Worker(self, spawned, Channel(ours, max_fds=0), capture, slot, number, terms)
         worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)
         generation.workers[number] = worker
         self.log.debug("worker spawned", worker=worker.id, pid=worker.pid, python=release.python)

@@ -48,6 +48,7 @@ def start_in_background(serve: Serve, around: Surroundings) -> StartReport:
     """
     import daemon  # here, not in the child: an import error is seen
 
+    open_standard_streams()
     log_fd, log_size = _open_log(around.log)
     reading, writing = os.pipe()  # both close-on-exec: a worker must not hold the report open
     sys.stdout.flush()
@@ -89,7 +90,6 @@ def _become_daemon(
     code = int(Exit.DOWN)
     report = _Reporter(writing)
     try:
-        _open_standard_streams()
         with os.fdopen(log_fd, "wb", buffering=0, closefd=False) as log:
             context(
                 working_directory="/",  # every path of the configuration is absolute by now
@@ -113,8 +113,8 @@ def _become_daemon(
         _exit(code)
 
 
-def _open_standard_streams() -> None:
-    """`quiesce start <&- >&-` is allowed: python-daemon wants all three to be there."""
+def open_standard_streams() -> None:
+    """Open what `quiesce start <&- >&-` has closed, before a socket becomes "standard output"."""
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(fd)

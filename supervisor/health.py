@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from quiesce.shared.channel import Channel
-from quiesce.shared.errors import QuiesceError
 from quiesce.shared.messages import Probe
 from quiesce.supervisor.core.probe_reply import MAX_REPLY_BYTES, Rule, Verdict, judge, request
 from quiesce.supervisor.loop import Loop
+
+Send = Callable[[Probe, Sequence[int]], bool]  # to the worker; False: it is gone
 
 
 class Question(NamedTuple):
@@ -45,11 +45,9 @@ def health_rule(
 class Prober:
     """One run of a rule against one worker.  Calls back once; bounded in size, by its owner in time."""
 
-    def __init__(
-        self, loop: Loop, channel: Channel, rule: HealthRule, done: Callable[[Verdict], None]
-    ) -> None:
+    def __init__(self, loop: Loop, send: Send, rule: HealthRule, done: Callable[[Verdict], None]) -> None:
         self._loop = loop
-        self._channel = channel
+        self._send = send
         self._rule = rule
         self._done: Callable[[Verdict], None] | None = done
         self._left = list(rule.questions)
@@ -64,10 +62,12 @@ class Prober:
         self._reply.clear()
         self._loop.watch(ours.fileno(), self._on_readable)
         try:
-            self._channel.send(Probe(["127.0.0.1", 0], [self._rule.host, 0], "http"), [theirs.fileno()])
+            told = self._send(Probe(["127.0.0.1", 0], [self._rule.host, 0], "http"), (theirs.fileno(),))
             ours.setblocking(False)
             ours.send(request(question.path, self._rule.host, self._rule.headers))
-        except (QuiesceError, OSError) as exc:
+            if not told:
+                self._finish(Verdict(False, f"GET {question.path} could not be asked: the worker is gone"))
+        except OSError as exc:
             self._finish(Verdict(False, f"GET {question.path} could not be asked: {exc}"))
         finally:
             theirs.close()

@@ -10,6 +10,7 @@ from quiesce.supervisor.config_text import parse_duration
 from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.render import plural
 from quiesce.supervisor.service import Busy, Ended, Service, Stopping, Watch
 from quiesce.supervisor.worker_link import Worker
 
@@ -204,7 +205,7 @@ class Operations:
             elif service.upkeep.wanted != wanted:
                 reply.result(Exit.BUSY, f"another command wants {service.upkeep.wanted} workers now")
             else:
-                reply.result(Exit.OK, f"{wanted} worker{'s' * (wanted != 1)} of {_serving(service)} serve")
+                reply.result(Exit.OK, f"{plural(wanted, 'worker')} of {_serving(service)} serve")
 
         service.when(settled, answer)
 
@@ -236,7 +237,7 @@ class Operations:
             workers,
             WorkerState.QUIESCED,
             reply,
-            f"{what}: {len(workers)} workers are quiesced; new connections wait in the kernel's queue",
+            f"{what}: {_have(workers, 'quiesced')}; new connections wait in the kernel's queue",
         )
 
     def _resume(self, args: Args, reply: Reply) -> None:
@@ -246,7 +247,12 @@ class Operations:
             self._service.upkeep.unhold()
         for worker in workers:
             worker.ask(WorkerEvent.RESUME_ASKED)
-        self._answer_when(workers, WorkerState.ACCEPTING, reply, f"{what}: {len(workers)} workers accept")
+        self._answer_when(
+            workers,
+            WorkerState.ACCEPTING,
+            reply,
+            f"{what}: {plural(len(workers), 'worker')} accept{'s' * (len(workers) == 1)}",
+        )
 
     def _refuse_in_rollout(self) -> None:
         """A rollout quiesces and resumes by itself; a second hand would upset its table."""
@@ -287,6 +293,10 @@ class Operations:
         for reply in self._stop_replies:
             reply.result(Exit.OK, f"{self._service.settings.service.name} has stopped")
         self._stop_replies.clear()
+
+
+def _have(workers: list[Worker], state: str) -> str:
+    return f"{plural(len(workers), 'worker')} {'is' if len(workers) == 1 else 'are'} {state}"
 
 
 def _serving(service: Service) -> str:

@@ -17,6 +17,7 @@ from quiesce.supervisor.core.rollout import Action, Event, State
 from quiesce.supervisor.core.verify import Sample, too_many_errors
 from quiesce.supervisor.crew import Crew, Generation
 from quiesce.supervisor.health import Prober
+from quiesce.supervisor.render import plural
 from quiesce.supervisor.worker_link import Worker
 
 BAKE_LOOK_S = 0.25  # how often the bake looks at errors and heartbeats
@@ -93,7 +94,7 @@ class RolloutRun:
 
     def begin(self) -> None:
         """Spawn the new set."""
-        self._tell(f"starting {self.plan.wanted} worker{'s' * (self.plan.wanted != 1)}")
+        self._tell(f"starting {plural(self.plan.wanted, 'worker')}")
         for _ in range(self.plan.wanted):
             try:
                 self._crew.spawn(self.new)

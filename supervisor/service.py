@@ -30,6 +30,7 @@ from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.recipes import recipe as recipe_for
 from quiesce.supervisor.release_dir import exists, resolve
+from quiesce.supervisor.render import plural
 from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
 from quiesce.supervisor.upkeep import Upkeep, Waiters
 from quiesce.supervisor.worker_link import Worker
@@ -281,7 +282,8 @@ class Service:
         if outcome.done:
             was = f" (was {run.old.release.id})" if run.old is not None else ""
             ended = Ended(
-                0, f"{run.release.id} serves with {run.new.accepting()} workers{was}; took {took:.1f} s"
+                0,
+                f"{run.release.id} serves with {plural(run.new.accepting(), 'worker')}{was}; took {took:.1f} s",
             )
             if run.old is not None and run.old.release.same_code(run.release):
                 text = f"{ended.text}; both lie in {run.release.path}, so `quiesce rollback` cannot go back"
@@ -395,6 +397,9 @@ class Service:
 
     def _say_lost(self, generation: Generation, worker: Worker) -> None:
         self.log.error("worker lost", worker=worker.id, pid=worker.pid, reason=worker.failure)
+        run = self.run
+        if run is not None and generation is run.old:
+            self.rollout_progress(run, worker.failure)  # who waits for the rollout hears of it, too
         if worker.detail and generation is self.serving:
             self.log.multiline("error", "its last words", worker.detail, worker=worker.id)
 
@@ -446,10 +451,7 @@ class Service:
         """What a stop waits for, in words."""
         workers = list(self.crew)
         connections = sum(worker.counter(Field.CONN_OPEN) for worker in workers)
-        return (
-            f"{connections} connection{'s' * (connections != 1)} on "
-            f"{len(workers)} worker{'s' * (len(workers) != 1)}"
-        )
+        return f"{plural(connections, 'connection')} on {plural(len(workers), 'worker')}"
 
     def notice(self, text: str) -> None:
         """Something loud: in the log, and in `status` until the next good change."""

@@ -9,6 +9,7 @@ from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.core.lifecycle import State
 from quiesce.supervisor.core.rollout import phase
 from quiesce.supervisor.crew import Generation
+from quiesce.supervisor.render import plural
 from quiesce.supervisor.service import Service, Stopping
 from quiesce.supervisor.worker_link import Worker
 
@@ -104,6 +105,6 @@ def one_line(service: Service) -> str:
             word = "draining" if states & {State.DRAINING, State.LEAVING} else next(iter(states)).value
             count = generation.open_connections()
             parts.append(
-                f"{generation.release.id}: {len(generation.workers)} {word} ({count} connection{'s' * (count != 1)})"
+                f"{generation.release.id}: {len(generation.workers)} {word} ({plural(count, 'connection')})"
             )
     return ", ".join(parts) or "no worker"

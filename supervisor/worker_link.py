@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -133,7 +133,7 @@ class Worker:
 
     def probe_again(self, done: Callable[[Verdict], None]) -> Prober:
         """Ask it the health rule's questions while it serves; the caller bounds the time."""
-        return Prober(self._house.loop, self._channel, self._terms.rule, done)
+        return Prober(self._house.loop, self._send, self._terms.rule, done)
 
     def use_log(self, fd: int) -> None:
         """Its trial is over: from now on it writes to the log itself, whoever lives."""
@@ -163,10 +163,9 @@ class Worker:
     # -- events -------------------------------------------------------------------------
 
     def _on_channel(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
         try:
-            if events & WRITE:
-                self._channel.flush()
-                self._watch_channel()
             while self._channel_open and (incoming := self._channel.receive()) is not None:
                 close_all(incoming.fds)  # a worker has no descriptor to give us
                 self._on_message(incoming.message)
@@ -174,6 +173,16 @@ class Worker:
             self._channel_lost()
         except (ProtocolError, FdPassingError) as exc:
             self._house.log.error("worker talks nonsense", worker=self.id, pid=self.pid, error=str(exc))
+            self._channel_lost()
+
+    def _flush(self) -> None:
+        try:
+            self._channel.flush()
+            self._watch_channel()
+        except PeerClosed:
+            pass  # its last words are read first; receive() says when nothing more comes
+        except FdPassingError as exc:
+            self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
             self._channel_lost()
 
     def _on_message(self, message: msg.Message) -> None:
@@ -303,7 +312,7 @@ class Worker:
         self._send(self._terms.configure)
 
     def _probe(self) -> None:
-        self._prober = Prober(self._house.loop, self._channel, self._terms.rule, self._on_verdict)
+        self._prober = Prober(self._house.loop, self._send, self._terms.rule, self._on_verdict)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         self._prober = None
@@ -313,17 +322,21 @@ class Worker:
             self._lost(f"health probe of worker {self.id} failed: {verdict.text}")
         self._handle(Event.PROBE_PASSED if verdict.passed else Event.PROBE_FAILED)
 
-    def _send(self, message: msg.Message, fds: tuple[int, ...] | list[int] = ()) -> None:
+    def _send(self, message: msg.Message, fds: Sequence[int] = ()) -> bool:
+        """Say it.  False: it will never be heard."""
         if not self._channel_open:
-            return
+            return False
         try:
             self._channel.send(message, fds)
             self._watch_channel()
-        except (PeerClosed, ProtocolError, FdPassingError) as exc:
-            if not isinstance(exc, PeerClosed):
-                self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
+        except PeerClosed:
+            return False  # as in _flush()
+        except (ProtocolError, FdPassingError) as exc:
+            self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
             # Not from inside the step that sends: one event at a time.
             self._house.loop.call_soon(self._channel_lost)
+            return False
+        return True
 
     def _watch_channel(self) -> None:
         events = READ | WRITE if self._channel.wants_write else READ
@@ -358,7 +371,7 @@ class Worker:
 
 _ORDER = {State.ADMITTED: "accept", State.QUIESCING: "quiesce", State.RESUMING: "resume"}
 
-_PERFORM: dict[Action, Callable[[Worker], None]] = {
+_PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.CONFIGURE: Worker._configure,
     Action.PROBE: Worker._probe,
     Action.SEND_ACCEPT: lambda w: w._send(msg.Accept()),

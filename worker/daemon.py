@@ -59,6 +59,7 @@ class Daemon:
         self.loop = loop
         self.limits = limits
         self.access_log = access_log
+        self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.counters = Counters(slot)
         self.parser = HeadParser(limits)
         self.draining = False  # every answer is its connection's last

@@ -3,8 +3,8 @@
 A release may hold a ``json.py``, a ``socket.py`` or a package ``quiesce``, and as in a plain ``python app.py``
 those are the ones that it gets.  But by then this process has imported the library's.  So, just before the
 application is imported, whatever its folder shadows *and only we have imported* leaves ``sys.modules``; our
-modules hold on to what they have bound.  What we import later is imported inside :func:`own_imports`, which puts our view
-of ``sys.modules`` and ``sys.path`` back for that moment.
+modules hold on to what they have bound.  What we import later is imported inside :func:`own_imports`, which
+puts our view of ``sys.modules`` and ``sys.path`` back for that moment.
 
 Without such names in the release (nearly always) none of this does anything.
 """
@@ -89,9 +89,8 @@ def _names_in(folders: Iterable[str]) -> set[str]:
             continue  # as the import system does
         for entry in entries:
             name, dot, rest = entry.partition(".")
-            if dot and "." + rest in suffixes:
-                names.add(name)
-            elif not dot and _is_package(os.path.join(folder, entry), suffixes):
+            is_module = dot and "." + rest in suffixes
+            if is_module or (not dot and _is_package(os.path.join(folder, entry), suffixes)):
                 names.add(name)
     return {name for name in names if name.isidentifier()}
 
@@ -140,7 +139,7 @@ def _take_out(into: dict[str, ModuleType]) -> None:
         into[name] = sys.modules.pop(name)
 
 
-class own_imports:  # noqa: N801  reads as a statement: `with own_imports(): import tempfile`
+class own_imports:  # reads as a statement: `with own_imports(): import tempfile`
     """Within this block, imports see our modules and never the application's.
 
     Nests.  A release that shadows nothing pays nothing.  Where one does, a thread of the application that imports one

@@ -25,8 +25,9 @@ def set_up() -> None:
 
     Into a file they would wait for 8 KiB, and a worker that is killed would take its last words along.
     """
-    sys.stdout = sys.__stdout__ = _stream(1, sys.stdout)
-    sys.stderr = sys.__stderr__ = _stream(2, sys.stderr)
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = _stream(fd, getattr(sys, name))
+        vars(sys)[name] = vars(sys)[f"__{name}__"] = stream
 
 
 def _stream(fd: int, old: TextIO | None) -> TextIO:

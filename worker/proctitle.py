@@ -35,4 +35,4 @@ def _setproctitle() -> Callable[[str], None]:
             from setproctitle import setproctitle
     except ImportError:
         return lambda _title: None  # only people miss it
-    return setproctitle  # type: ignore[no-any-return]
+    return setproctitle

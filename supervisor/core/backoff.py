@@ -37,6 +37,15 @@ def after_death(backoff: Backoff, now: float, lived_s: float) -> Verdict:
     return Verdict(Backoff(deaths, not_before, backoff.told or loop), delay, begins)
 
 
-def after_life(backoff: Backoff, lived_s: float) -> Backoff:
-    """A worker has accepted for ``lived_s``: is the past forgiven?"""
-    return Backoff() if lived_s >= QUICK_S and backoff.quick_deaths else backoff
+def after_life(backoff: Backoff, lived_s: float, now: float | None = None) -> Backoff:
+    """Everybody who is there has accepted for ``lived_s``: is the past forgiven?
+
+    Args:
+        backoff: The record.
+        lived_s: The youngest worker's.
+        now: If given, nothing is forgiven before the one that was promised for ``not_before`` has had
+            time to prove itself: while it is waited for, only its healthy twins are there.
+    """
+    if lived_s < QUICK_S or (now is not None and now < backoff.not_before + QUICK_S):
+        return backoff
+    return Backoff() if backoff.quick_deaths else backoff

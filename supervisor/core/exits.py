@@ -24,7 +24,7 @@ _WHILE = {
     State.QUIESCED: "while it was quiesced",
     State.RESUMING: "when it was resumed",
     State.DRAINING: "while it drained",
-    State.LEAVING: "as it was told",
+    State.TERMINATED: "after SIGTERM",
 }
 
 
@@ -48,7 +48,8 @@ def describe(worker: str, state: State, ended: Ended, *, killed_for: str = "") -
 
     Args:
         worker: ``r42/1``.
-        state: The last state before the end.
+        state: The last state before the end; that in which the channel was lost, if it was, because
+            a process that dies loses its channel first.
         ended: How the process ended.
         killed_for: Our reason, if it was we who killed it.
     """

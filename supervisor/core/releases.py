@@ -1,9 +1,12 @@
 """The registry of releases: which serve, which were good, which to go back to.  Pure."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from quiesce.shared.errors import ConfigError
+
+_ID = re.compile("r[0-9]{1,15}")
 
 
 class Release(NamedTuple):
@@ -36,10 +39,10 @@ class Release(NamedTuple):
             ConfigError: Not such a record.
         """
         fields = {key: data[key] for key in cls._fields if isinstance(data.get(key), str)}
-        try:
-            return cls(**fields)
-        except TypeError as exc:
-            raise ConfigError(f"not a release record: {exc}") from exc
+        missing = [key for key in cls._fields if key not in fields and key not in cls._field_defaults]
+        if missing:
+            raise ConfigError(f"this is no record of a release: {', '.join(missing)} missing")
+        return cls(**fields)
 
 
 class Outcome(NamedTuple):
@@ -51,16 +54,20 @@ class Outcome(NamedTuple):
 
 def next_id(used: Iterable[str]) -> str:
     """The next never-used id: history numbers on across restarts."""
-    numbers = [int(name[1:]) for name in used if name[:1] == "r" and name[1:].isdigit()]
+    numbers = [int(name[1:]) for name in used if _ID.fullmatch(name)]
     return f"r{max(numbers, default=0) + 1}"
 
 
 def was_rolled_back(path: str, history: Iterable[Outcome]) -> bool:
-    """Did the last change to this directory end badly?"""
+    """Was the last change to this directory undone because it was bad?
+
+    A cold start that failed says nothing about the next one: what was missing at the boot (a
+    database) may be there now.  Nor does an abort.
+    """
     verdict = False
     for entry in history:
-        if entry.release.path == path and entry.outcome != "aborted":
-            verdict = entry.outcome != "done"
+        if entry.release.path == path and entry.outcome in ("done", "rolled_back"):
+            verdict = entry.outcome == "rolled_back"
     return verdict
 
 
@@ -83,7 +90,7 @@ def good_ones(history: Iterable[Outcome]) -> list[Release]:
 def choose_rollback(
     which: str | None, serving: Release, history: Collection[Outcome], on_disk: Collection[str]
 ) -> Release:
-    """The release that ``rollback [WHICH]`` means.
+    """The release that ``rollback [WHICH]`` means: never what serves, never what is gone.
 
     Args:
         which: An id, a label, a directory, or None for the previous good one.
@@ -95,37 +102,56 @@ def choose_rollback(
         ConfigError: There is none; the sentence says why and what there is.
     """
     if which is None:
-        others = [release for release in good_ones(history) if not release.same_code(serving)]
-        gone = [release for release in others if release.path not in on_disk]
-        for release in others:
-            if release.path in on_disk:
-                return release
-        if gone:
-            raise ConfigError(
-                f"the previous good release {gone[0].id} is gone from disk ({gone[0].path}); "
-                "deploy it again with `quiesce upgrade --release DIR`"
-            )
-        if any(entry.release.id != serving.id and entry.outcome == "done" for entry in history):
-            raise ConfigError(
-                f"every earlier release lay in {serving.path}, as {serving.id} does, so its code is no longer "
-                "there; put the old code back and run `quiesce upgrade`, and keep releases in directories "
-                "of their own to be able to roll back"
-            )
-        raise ConfigError("there is no earlier good release to roll back to; see `quiesce history`")
-    known: list[Release] = []
-    for entry in history:
-        if which in (entry.release.id, entry.release.label) or which.rstrip("/") == entry.release.path:
-            known.append(entry.release)
+        return _previous(serving, history, on_disk)
+    return _named(which, serving, history, on_disk)
+
+
+def _previous(serving: Release, history: Collection[Outcome], on_disk: Collection[str]) -> Release:
+    others = [release for release in good_ones(history) if not release.same_code(serving)]
+    for release in others:
+        if release.path in on_disk:
+            return release
+    if others:
+        raise ConfigError(
+            f"the previous good release {others[0].id} is gone from disk ({others[0].path}); "
+            "deploy it again with `quiesce upgrade --release DIR`"
+        )
+    earlier = [entry.release for entry in history if entry.outcome == "done"]
+    if any(release.id != serving.id and release.same_code(serving) for release in earlier):
+        raise ConfigError(
+            f"every earlier release lay in {serving.path}, as {serving.id} does, so its code is no longer "
+            "there; put the old code back and run `quiesce upgrade`, and keep releases in directories "
+            "of their own to be able to roll back"
+        )
+    raise ConfigError("there is no earlier good release to roll back to; see `quiesce history`")
+
+
+def _named(which: str, serving: Release, history: Collection[Outcome], on_disk: Collection[str]) -> Release:
+    good = good_ones(history)
+    known = [entry.release for entry in history if _is_called(which, entry.release)]
     if not known:
-        names = ", ".join(f"{release.id} ({release.label})" for release in good_ones(history)[:8])
+        names = ", ".join(f"{release.id} ({release.label})" for release in good[:8])
         raise ConfigError(
-            f"no release {which!r} in the history" + (f"; good ones are: {names}" if names else "")
+            f"no release {which!r} in the history"
+            + (f"; good ones are: {names}" if names else "; see `quiesce history`")
         )
-    chosen = known[-1]
-    if chosen.path not in on_disk:
-        raise ConfigError(f"release {chosen.id} is gone from disk: {chosen.path}")
-    if chosen.same_code(serving) and chosen.id != serving.id:
+    others = [release for release in known if not release.same_code(serving)]
+    there = [release for release in others if release.path in on_disk]
+    if there:
+        # A label may have been given twice: rather the one that went well, and rather the newest.
+        return next((release for release in reversed(there) if release in good), there[-1])
+    if others:
         raise ConfigError(
-            f"release {chosen.id} lay in {serving.path}, as {serving.id} does, so its code is no longer there"
+            f"release {others[-1].id} is gone from disk: {others[-1].path}; "
+            "deploy it again with `quiesce upgrade --release DIR`"
         )
-    return chosen
+    if known[-1].id == serving.id:
+        raise ConfigError(f"release {serving.id} is the one that serves; see `quiesce history` for others")
+    raise ConfigError(
+        f"release {known[-1].id} lay in {serving.path}, as {serving.id} does, so its code is no longer there; "
+        "put it back and run `quiesce upgrade`"
+    )
+
+
+def _is_called(which: str, release: Release) -> bool:
+    return which in (release.id, release.label) or (which.rstrip("/") or "/") == release.path

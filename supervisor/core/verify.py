@@ -35,6 +35,11 @@ def too_many_errors(new: Sample, old: Sample, max_error_rate: float) -> str:
     if new.responses < MIN_REQUESTS or new.share <= max_error_rate or new.share <= old.share:
         return ""
     return (
-        f"{new.errors} of {new.responses} responses were 5xx ({new.share:.0%}; max_error_rate is "
-        f"{max_error_rate:.0%}, the old release had {old.share:.0%})"
+        f"{new.errors} of {new.responses} responses were 5xx ({_percent(new.share)}; max_error_rate is "
+        f"{_percent(max_error_rate)}, the old release had {_percent(old.share)})"
     )
+
+
+def _percent(share: float) -> str:
+    """Exact enough that what was compared looks as different as it is."""
+    return f"{100 * share:.3g}%"

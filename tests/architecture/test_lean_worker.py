@@ -7,9 +7,13 @@ alone would double both.
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,3 +73,60 @@ def test_no_module_that_a_wsgi_worker_may_load_imports_anything_dear() -> None:
 
 def test_shared_imports_nothing_dear() -> None:
     assert not culprits(modules_of("shared"))
+
+
+TELLS_ITS_MODULES = """
+import sys
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return ["\\n".join(sorted(sys.modules)).encode()]
+"""
+
+
+@pytest.mark.slow
+def test_a_real_wsgi_worker_has_loaded_nothing_dear(tmp_path: Path) -> None:
+    (tmp_path / "tells.py").write_text(TELLS_ITS_MODULES)
+    place = tmp_path / "lean"
+    place.mkdir(mode=0o700)
+    listener = tmp_path / "http.sock"
+    quiesce = str(Path(sys.executable).with_name("quiesce"))
+    command = [
+        "run",
+        "tells:application",
+        "--release",
+        str(tmp_path),
+        "--bind",
+        f"unix:{listener}",
+        "--workers",
+        "1",
+    ]
+    server = subprocess.Popen(
+        [quiesce, "--runtime-dir", str(place), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout
+    try:
+        assert server.stdout.readline().startswith("quiesce serves")  # it accepts
+        loaded = ask(listener)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.stdout.read()
+        server.stdout.close()
+        assert server.wait(30) == 0
+    assert "quiesce.worker.daemon" in loaded
+    assert DEAR & loaded == set()
+
+
+def ask(path: Path) -> set[str]:
+    """GET / over a unix socket; the words of the body."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(path))
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: lean\r\nConnection: close\r\n\r\n")
+        with sock.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    return set(body.decode().split())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.standins import make_tools
 from docs.terminal import Finished, Running, free_port, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +25,11 @@ def env(tmp_path: Path) -> dict[str, str]:
         pytest.skip(
             "./dev would set up an environment other than the one that runs this test: use ./dev test"
         )
-    (tmp_path / "run").mkdir(mode=0o700)
+    place = tmp_path / "demo"
+    place.mkdir(mode=0o700)
     # A place of its own, for somebody may be trying the demo right now.
-    return dict(os.environ, RUNTIME_DIRECTORY=str(tmp_path / "run"), PORT=str(free_port()))
+    path = make_tools(tmp_path / "bin")
+    return dict(os.environ, PATH=path, RUNTIME_DIRECTORY=str(place), PORT=str(free_port()))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,21 +18,12 @@ from pathlib import Path
 import pytest
 
 from docs.fences import Command, Fence, fences, pattern
+from docs.standins import make_tools
 from docs.terminal import Running, free_port, run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 TIMEOUT_S = 60.0
-
-PIP = """#!/bin/sh
-[ "$*" = "install quiesce" ] || { echo "the README says: pip $*" >&2; exit 2; }
-echo "Collecting quiesce"
-echo "Successfully installed httptools-0 msgspec-0 quiesce-0 setproctitle-0"
-"""
-CURL = f"""#!{sys.executable}
-import sys, urllib.request
-print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode(), end="")
-"""
 
 
 @dataclass
@@ -87,19 +77,13 @@ class Workplace:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    _tool(tools / "pip", PIP)
-    if not shutil.which("curl"):
-        _tool(tools / "curl", CURL)
-    (tools / "quiesce").symlink_to(Path(sys.executable).with_name("quiesce"))
-    for name in ("run", "state", "home", "empty"):
+    for name in ("default", "state", "home", "empty"):
         (tmp_path / name).mkdir(mode=0o700)
     env = {
-        "PATH": f"{tools}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": make_tools(tmp_path / "bin"),
         "HOME": str(tmp_path / "home"),
         "LANG": "C.UTF-8",
-        "RUNTIME_DIRECTORY": str(tmp_path / "run"),
+        "RUNTIME_DIRECTORY": str(tmp_path / "default"),
         "STATE_DIRECTORY": str(tmp_path / "state"),
     }
     workplace = Workplace(tmp_path / "empty", env, free_port())
@@ -108,11 +92,6 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
     finally:
         statuses = {name: terminal.end() for name, terminal in workplace.terminals.items()}
     assert all(status == 0 for status in statuses.values()), statuses
-
-
-def _tool(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 @pytest.mark.slow

@@ -256,10 +256,10 @@ async def upload(client: Client) -> None:
     began = wire.sent_at
     for start in range(0, traffic.size, pace.step):
         part = body[start : start + pace.step]
-        await wire.send(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+        await wire.send_more(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
         await pace.wait()
     if chunked:
-        await wire.send(b"0\r\n\r\n")
+        await wire.send_more(b"0\r\n\r\n")
     _, payload = await client.take(nonce, began)
     expected = f"{traffic.size} {zlib.crc32(body):08x}".encode()
     if payload != expected:

@@ -125,9 +125,13 @@ class Wire:
             self.sock = None
 
     async def send(self, data: bytes) -> None:
-        """Send all of it.  A server that closed gets to say why: see `lost`."""
-        assert self.sock is not None
+        """Begin a request: send all of this."""
         self.sent_at = time.monotonic()
+        await self.send_more(data)
+
+    async def send_more(self, data: bytes) -> None:
+        """Send all of it."""
+        assert self.sock is not None
         try:
             await self._bounded(self.loop.sock_sendall(self.sock, data))
         except OSError as exc:
@@ -219,12 +223,12 @@ class Wire:
 
     async def _more(self, pace: Pace | None, *, may_end: bool = False) -> bytes:
         """The next bytes of a body; its end before the promised end is SHORT_BODY."""
-        if pace is not None:
-            await pace.wait()
         try:
             data = await self._recv(pace.step if pace is not None else 262144)
         except OSError as exc:
             raise Let(Trouble.RESET, f"inside the body: {exc}") from None
+        if pace is not None:
+            await pace.took(len(data))
         if not data and not may_end:
             raise Let(Trouble.SHORT_BODY, f"closed inside the body, {len(self.buffer)} bytes read")
         return data
@@ -250,9 +254,19 @@ class Pace:
         self.step = max(1, size // steps)
         self.hurry = hurry
 
+        self.taken = 0
+
     async def wait(self) -> None:
+        """Pause as long as one step is to take."""
         if not self.hurry.is_set():
             await pause(self.hurry, self.pause_s)
+
+    async def took(self, count: int) -> None:
+        """Pause after each whole step, in however many pieces it came."""
+        self.taken += count
+        if self.taken >= self.step:
+            self.taken -= self.step
+            await self.wait()
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:

@@ -34,7 +34,10 @@ def test_upgrades_leave_nothing_behind(tmp_path: Path, notes: Notes, port: Port)
     releases = [build(tmp_path, name, notes) for name in ("v1", "v2", "v3")]
     changes = Changes()
     with running(
-        tmp_path / "instance", releases[0], binds=[port.address], rollout={"drain_timeout": '"3s"'}
+        tmp_path / "instance",
+        releases[0],
+        binds=[port.address],
+        rollout={"drain_timeout": '"3s"', "max_generations": "30"},
     ) as instance:
         pid = instance.supervisor_pid
         with LoadClient(instance.target, *MIX, max_seconds=3500) as load:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,11 +165,13 @@ def test_reload_under_load_to_a_new_release(instance: Instance) -> None:
         load.wait_answers(50)
         instance.deploy("b")
         code, said = instance.ctl("reload")
+        returned = time.monotonic()
         assert code == 0, said
         load.wait_answers(50)
         report = load.stop()
     assert_clean(report)
     assert report.fresh[-1].release == "b" and report.fresh[0].release == "a"
+    assert report.stale_answers(returned, report.ended, "b") == []
     assert not report.judge_tokens(Notes(instance.releases / "notes").tokens)
     assert "r2" in instance.shown("StatusText")["StatusText"]
 

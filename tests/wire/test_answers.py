@@ -403,7 +403,7 @@ def test_malformed_chunk_in_a_streamed_body() -> None:
         served.until(lambda: served.daemon.busy == 1)
         sock.sendall(b"zz\r\n")
         assert read_reply(sock).status == 400
-        assert app.events == ["disconnect"]
+        served.until(lambda: app.events == ["disconnect"])
 
 
 def test_probe_is_served_and_not_counted() -> None:

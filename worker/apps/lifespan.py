@@ -51,7 +51,7 @@ class Lifespan:
         try:
             await self._app(scope, self._inbox.get, self._send)
         except asyncio.CancelledError:
-            pass  # at exit
+            self._started = self._ended = None  # the loop is being closed: nobody waits for it any more
         except BaseException as exc:
             self._raised(exc)
         self._settle_start(None, supported=False)

@@ -188,8 +188,8 @@ def interface_of(app: Any, wanted: str) -> str:
         return "native" if required == 1 else "wsgi"
     kind = "is a coroutine function and " if is_async else ""
     raise LoadError(
-        f"{_named(app)} {kind}takes {required} positional parameters: ASGI has 3, WSGI 2, a native handler 1 (neither of "
-        "those a coroutine); is it a factory? then append (); else pass --interface"
+        f"{_named(app)} {kind}takes {required} positional parameters: ASGI has 3, WSGI 2, a native handler 1 (neither "
+        "of those a coroutine); is it a factory? then append (); else pass --interface"
     )
 
 

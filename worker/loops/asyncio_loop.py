@@ -11,6 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from quiesce.shared.scoreboard import Field
 from quiesce.worker.loops.base import READ, Timer
@@ -82,7 +83,7 @@ class AsyncioLoop:
     def descriptors(self) -> list[int]:
         """Ours, and those of asyncio's: a forked child that closed its loop would take the parent's
         descriptors out of the epoll set that both share."""
-        inner = (getattr(self.aio, name, None) for name in ("_selector", "_ssock", "_csock"))
+        inner: list[Any] = [getattr(self.aio, name, None) for name in ("_selector", "_ssock", "_csock")]
         fds = [owner.fileno() for owner in inner if hasattr(owner, "fileno")]
         return fds if self._epoll.closed else [self._epoll.fileno(), *fds]
 

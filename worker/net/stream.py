@@ -136,10 +136,9 @@ class Connection(Output):
         if not self.probe:
             daemon.counters.count(figures.BYTES_IN, len(data))
         state = self.state
-        if state is IDLE or state is FRESH:
-            self._process(data)
-        elif state is HEAD:
-            self._process(self._input + data)
+        if state is IDLE or state is FRESH or state is HEAD:
+            # Idle with input: a thread of the pool has answered, and its word to us is on the way.
+            self._process(self._input + data if self._input else data)
         elif state in _WITH_BODY:
             self._body_data(data)
         else:
@@ -156,7 +155,12 @@ class Connection(Output):
     def _peer_done(self) -> None:
         self._eof = True
         self.update_interest()
-        self.event(Event.PEER_DONE)
+        with self.lock:
+            waiting = self.state is IDLE and bool(self._input)
+        if waiting:
+            self._settle()  # requests that came before it are answered
+        else:
+            self.event(Event.PEER_DONE)
 
     def _early(self, data: bytes) -> None:
         """Bytes behind a request that is not answered yet, or in front of our close."""
@@ -670,12 +674,16 @@ class Connection(Output):
         An attribute in the usual case: a timer that comes too early looks here and sets itself again, so
         requests cost no heap operation.
         """
-        deadline = self._deadline = monotonic() + seconds if seconds else inf
+        now = monotonic()
+        deadline = self._deadline = now + seconds if seconds else inf
         if deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline
-            self._timer = self.daemon.loop.call_at(deadline, self._on_timer)
+            self._look_at(min(deadline, now + self.daemon.recheck_s))
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self.daemon.loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -683,10 +691,8 @@ class Connection(Output):
         now = monotonic()
         deadline = self._deadline
         if deadline > now:
-            # Never further away than idle_timeout: a thread of the pool that makes us idle sets only the attribute.
-            again = min(deadline, now + min(self.daemon.limits.idle_timeout or 60.0, 60.0))
-            self._timer_at = again
-            self._timer = self.daemon.loop.call_at(again, self._on_timer)
+            # Never further away than this: a thread of the pool that makes us idle sets only the attribute.
+            self._look_at(min(deadline, now + self.daemon.recheck_s))
             return
         self._late()
 

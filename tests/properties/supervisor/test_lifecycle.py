@@ -190,7 +190,9 @@ def test_a_worker_accepts_only_when_proven_or_forced(events: list[Event], forced
 
 
 @settings(max_examples=150, deadline=None)
-@given(RUNS, st.sampled_from([Event.DRAIN_ASKED, Event.LEAVE_ASKED]), st.lists(st.sampled_from(SAID), max_size=6))
+@given(
+    RUNS, st.sampled_from([Event.DRAIN_ASKED, Event.LEAVE_ASKED]), st.lists(st.sampled_from(SAID), max_size=6)
+)
 def test_a_worker_that_was_told_to_go_ends(events: list[Event], order: Event, words: list[Event]) -> None:
     """From anywhere, deadlines alone bring it to SIGKILL, whatever it still says; its end ends it."""
     state = State.SPAWNED

@@ -11,7 +11,9 @@ from quiesce.shared.addresses import FD, TCP4, TCP6, UNIX, parse_address
 from quiesce.shared.errors import ConfigError
 
 PORTS = st.integers(0, 65535)
-NAMES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="@/"), min_size=1, max_size=40)
+NAMES = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="@/"), min_size=1, max_size=40
+)
 
 
 @pytest.mark.parametrize(

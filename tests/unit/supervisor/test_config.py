@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from quiesce.shared.errors import ConfigError
 from quiesce.supervisor import config, config_show
 from quiesce.supervisor.config import Loaded, Settings, load_settings, value_of
@@ -23,7 +24,9 @@ Load = Callable[..., Loaded]
 def load(tmp_path: Path) -> Load:
     """Load ./quiesce.toml with this text (None: there is none)."""
 
-    def load(text: str | None = APP, name: str | None = None, file: str | None = None, **options: Any) -> Loaded:
+    def load(
+        text: str | None = APP, name: str | None = None, file: str | None = None, **options: Any
+    ) -> Loaded:
         if text is not None:
             (tmp_path / "quiesce.toml").write_text(text)
         return load_settings(options, name, file, str(tmp_path), etc=str(tmp_path / "etc"))
@@ -63,7 +66,8 @@ def test_the_defaults_survive_their_own_reader(load: Load) -> None:
 
 def test_what_show_config_prints_is_toml_that_means_the_same(load: Load, tmp_path: Path) -> None:
     loaded = load(
-        APP + 'env = { A = "x=\\"1\\"", "B.C" = "\\u00e9" }\n[rollout]\nbake = "1500ms"\nwarmup = ["/", "/a"]\n'
+        APP
+        + 'env = { A = "x=\\"1\\"", "B.C" = "\\u00e9" }\n[rollout]\nbake = "1500ms"\nwarmup = ["/", "/a"]\n'
         '[[listen]]\naddress = "unix:x.sock"\nmode = "660"\n'
     )
     again: dict[str, Any] = {}
@@ -122,7 +126,8 @@ def test_the_folder_of_etc_is_the_last_resort_and_gives_no_release(load: Load, t
 def test_config_option_wins_and_its_folder_is_what_paths_are_relative_to(load: Load, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/x.toml").write_text(
-        APP + 'env_files = ["a.env", "/b.env"]\n[[listen]]\naddress = "unix:run/x.sock"\n[log]\nfile = "x.log"\n'
+        APP
+        + 'env_files = ["a.env", "/b.env"]\n[[listen]]\naddress = "unix:run/x.sock"\n[log]\nfile = "x.log"\n'
     )
     settings = load(APP, file="sub/x.toml").settings
     sub = str(tmp_path / "sub")
@@ -175,7 +180,8 @@ def test_reading_again_sees_the_new_file_and_keeps_the_options(load: Load, tmp_p
 
 def test_values_are_decoded_into_their_units(load: Load) -> None:
     settings = load(
-        APP + 'umask = "027"\n[limits]\nheader_bytes = "64KiB"\nbody_timeout = "1m"\n[rollout]\nmax_error_rate = 0\n'
+        APP
+        + 'umask = "027"\n[limits]\nheader_bytes = "64KiB"\nbody_timeout = "1m"\n[rollout]\nmax_error_rate = 0\n'
         '[[listen]]\nname = "a"\naddress = "unix:/x"\nmode = "0o660"\nbacklog = 5\n[[listen]]\naddress = "fd://web"\n'
     ).settings
     assert settings.service.umask == 0o027 and settings.limits.header_bytes == 65536
@@ -219,11 +225,20 @@ TOML_ERRORS = [
     ('[rollout]\nstart_timeout = "0s"', '"rollout.start_timeout" wants a duration from 0.001'),
     ("[rollout]\nmax_error_rate = 1.5", '"rollout.max_error_rate" wants a number from 0 to 1, not 1.5'),
     ("[rollout]\nmax_error_rate = nan", '"rollout.max_error_rate" wants a number from 0 to 1, not nan'),
-    ('[rollout]\nhealth_path = "healthz"', '"rollout.health_path" wants a path such as "/healthz", not "healthz"'),
+    (
+        '[rollout]\nhealth_path = "healthz"',
+        '"rollout.health_path" wants a path such as "/healthz", not "healthz"',
+    ),
     ('[rollout]\nhealth_path = "/a b"', '"rollout.health_path" wants a path'),
     ('[rollout]\nhealth_host = "a\\r\\nb"', '"rollout.health_host" wants a host name'),
-    ('[rollout]\nhealth_headers = { "A:" = "" }', '"rollout.health_headers" has "A:", which is no HTTP header'),
-    ('[rollout]\nhealth_headers = { A = "\\n" }', '"rollout.health_headers" has "A", which is no HTTP header'),
+    (
+        '[rollout]\nhealth_headers = { "A:" = "" }',
+        '"rollout.health_headers" has "A:", which is no HTTP header',
+    ),
+    (
+        '[rollout]\nhealth_headers = { A = "\\n" }',
+        '"rollout.health_headers" has "A", which is no HTTP header',
+    ),
     ('[rollout]\nwarmup = ["x"]', '"rollout.warmup" wants paths such as "/", not "x"'),
     ('[limits]\nheader_bytes = "1 lot"', '"limits.header_bytes" wants a size such as "64KiB"'),
     ("[limits]\nheader_bytes = 1", '"limits.header_bytes" wants a size from 256'),
@@ -235,7 +250,10 @@ TOML_ERRORS = [
     ('[[listen]]\naddress = "80"', 'cannot listen on "80": for port 80'),
     ('[listen]\naddress = ":80"', "write [[listen]] with double brackets"),
     ('[[listen]]\naddress = ":80"\nbacklog = "x"', '"listen.backlog" wants a whole number'),
-    ('[[listen]]\naddress = ":80"\nbacklog = 0', '"listen.backlog" wants a whole number from 1 to 65535, not 0'),
+    (
+        '[[listen]]\naddress = ":80"\nbacklog = 0',
+        '"listen.backlog" wants a whole number from 1 to 65535, not 0',
+    ),
     ('[[listen]]\naddress = ":80"\nname = "a b"', '"listen.name" wants letters, digits, dots or dashes'),
     ('[[listen]]\naddress = ":80"\nmode = "600"', "are for unix sockets with a path, not for 0.0.0.0:80"),
     ('[[listen]]\naddress = "unix:/x"\nmode = "rw"', '"listen.mode" wants octal mode bits'),
@@ -244,7 +262,10 @@ TOML_ERRORS = [
         '[[listen]]\nname = "a"\naddress = ":80"\n[[listen]]\nname = "a"\naddress = ":81"',
         '"listen.name" has "a" twice; give each listener a name of its own',
     ),
-    ("[log]\naccess = true", '"log.access" comes with a later version of quiesce (the access log); leave it out'),
+    (
+        "[log]\naccess = true",
+        '"log.access" comes with a later version of quiesce (the access log); leave it out',
+    ),
     ('[log]\nformat = "json"', '"log.format" comes with a later version'),
     ('[rollout]\nready_path = "/ready"', '"rollout.ready_path" comes with a later version'),
     ('[rollout]\ndrain_delay = "5s"', '"rollout.drain_delay" comes with a later version'),
@@ -285,7 +306,10 @@ def test_errors_of_the_whole_file(load: Load, text: str, says: str) -> None:
         ({"workers": "x"}, '--workers wants a whole number, not "x"'),
         ({"bake": "soon"}, '--bake wants a duration such as "30s", "500ms" or "5m", not "soon"'),
         ({"max_error_rate": "half"}, '--max-error-rate wants a number, not "half"'),
-        ({"log_level": "infos"}, '--log-level wants one of debug, info, warning, error, not "infos"; did you mean "info"?'),
+        (
+            {"log_level": "infos"},
+            '--log-level wants one of debug, info, warning, error, not "infos"; did you mean "info"?',
+        ),
         ({"env": ["A"]}, '--env wants NAME=VALUE, not "A"'),
         ({"health_headers": "x"}, '--health-headers wants NAME=VALUE, not "x"'),
         ({"bind": ["nowhere"]}, 'cannot listen on "nowhere": write one of'),
@@ -317,7 +341,14 @@ def test_files_that_cannot_be_read(load: Load, tmp_path: Path) -> None:
 
 
 def test_applications_of_every_form_pass(load: Load) -> None:
-    for app in ("shop", "shop.wsgi", "shop.wsgi:app", "shop:create_app()", "shop:make('x').wsgi", "größe:app"):
+    for app in (
+        "shop",
+        "shop.wsgi",
+        "shop.wsgi:app",
+        "shop:create_app()",
+        "shop:make('x').wsgi",
+        "größe:app",
+    ):
         assert load(None, app=app).settings.service.app == app
 
 
@@ -326,7 +357,10 @@ def test_a_misspelling_of_msgspecs_own_words_would_be_noticed() -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
         msgspec.convert({"workers": "x"}, msgspec.defstruct("S", [("workers", int)]))
     assert re.search(r" - at `\$\.(\w+)`", str(caught.value))
-    assert config._PATH.search("Expected `int`, got `str` - at `$.listen[0].backlog`").groups() == ("listen", "backlog")
+    assert config._PATH.search("Expected `int`, got `str` - at `$.listen[0].backlog`").groups() == (
+        "listen",
+        "backlog",
+    )
 
 
 # CPUs

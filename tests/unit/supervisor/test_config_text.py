@@ -28,7 +28,9 @@ def test_durations(text: object, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "s", "5 s", "5x", "-1s", "30s1h", "5s5s", "1e3", "٣s", None, True, [], "5s\n5s"])
+@pytest.mark.parametrize(
+    "text", ["", "s", "5 s", "5x", "-1s", "30s1h", "5s5s", "1e3", "٣s", None, True, [], "5s\n5s"]
+)
 def test_what_is_no_duration_is_shown_one(text: object) -> None:
     with pytest.raises(ValueError, match='such as "30s"'):
         parse_duration(text)
@@ -52,7 +54,15 @@ def test_durations_look_like_what_people_write() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("64KiB", 65536), ("10MB", 10_000_000), ("1.5MiB", 1572864), ("500", 500), (0, 0), ("7 B", 7), ("2GiB", 2**31)],
+    [
+        ("64KiB", 65536),
+        ("10MB", 10_000_000),
+        ("1.5MiB", 1572864),
+        ("500", 500),
+        (0, 0),
+        ("7 B", 7),
+        ("2GiB", 2**31),
+    ],
 )
 def test_sizes(text: object, size: int) -> None:
     assert parse_size(text) == size

@@ -22,7 +22,9 @@ from quiesce.supervisor.control_protocol import (
 ID = "0123456789abcdef0123456789abcdef"
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
     max_leaves=6,
 )
 OBJECTS = st.dictionaries(st.text(max_size=5), JSON, max_size=4)
@@ -36,7 +38,9 @@ def test_a_request_survives_the_wire_as_one_line(command: str, args: dict[str, A
 
 
 @given(st.text(max_size=50), st.text(max_size=50), OBJECTS, st.integers(0, 255))
-def test_replies_survive_the_wire_as_one_line(text: str, detail: str, data: dict[str, Any], code: int) -> None:
+def test_replies_survive_the_wire_as_one_line(
+    text: str, detail: str, data: dict[str, Any], code: int
+) -> None:
     for reply in (Progress(text, data), Result(code, text, detail, data)):
         line = encode_reply(ID, reply)
         assert line.count(b"\n") == 1
@@ -65,7 +69,10 @@ def test_no_bytes_make_the_decoders_raise_anything_else(line: bytes) -> None:
         (b"{", "one JSON object"),
         (b"\xff\xfe", "one JSON object"),
         (b"[" * 100_000, "one JSON object"),
-        (json.dumps({"v": 2, "id": ID, "command": "status"}).encode(), "version 1 of the control protocol, not 2"),
+        (
+            json.dumps({"v": 2, "id": ID, "command": "status"}).encode(),
+            "version 1 of the control protocol, not 2",
+        ),
         (json.dumps({"v": 1, "command": "status"}).encode(), "needs an id"),
         (json.dumps({"v": 1, "id": "x" * 65, "command": "status"}).encode(), "needs an id"),
         (json.dumps({"v": 1, "id": ID, "command": 5}).encode(), "needs a command"),

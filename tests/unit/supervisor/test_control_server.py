@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quiesce.shared.clock import ManualClock
 from quiesce.shared.errors import ControlError
 from quiesce.supervisor.control_protocol import MAX_REQUEST_BYTES, Peer, Request
@@ -95,14 +96,26 @@ def test_a_command_gets_its_progress_and_its_result(stage: Stage) -> None:
     with stage.client() as sock:
         request, reply = stage.ask(sock, "upgrade", release="/srv/shop")
         assert (request.command, request.args) == ("upgrade", {"release": "/srv/shop"})
-        assert request.peer is not None and (request.peer.pid, request.peer.uid) == (os.getpid(), os.geteuid())
+        assert request.peer is not None and (request.peer.pid, request.peer.uid) == (
+            os.getpid(),
+            os.geteuid(),
+        )
         reply.progress("starting r2", done=1)
         reply.result(1, "rolled back", "Traceback", {"release": "r1"})
         progress, result = replies(sock)
-        assert (progress["kind"], progress["text"], progress["data"]) == ("progress", "starting r2", {"done": 1})
+        assert (progress["kind"], progress["text"], progress["data"]) == (
+            "progress",
+            "starting r2",
+            {"done": 1},
+        )
         assert result == {
-            **{"v": 1, "id": "a" * 32, "kind": "result"},
-            **{"code": 1, "text": "rolled back", "detail": "Traceback", "data": {"release": "r1"}},
+            "v": 1,
+            "id": "a" * 32,
+            "kind": "result",
+            "code": 1,
+            "text": "rolled back",
+            "detail": "Traceback",
+            "data": {"release": "r1"},
         }
 
 
@@ -302,7 +315,9 @@ def test_closing_delivers_what_was_said(stage: Stage) -> None:
         reply.result(0, "stopped")
         stage.server.close()
         assert b"stopped" in sock.recv(1000) and sock.recv(1000) == b""
-        stage.server = ControlServer(stage.loop, open_control_socket(stage.places), lambda _: True, stage.handle)
+        stage.server = ControlServer(
+            stage.loop, open_control_socket(stage.places), lambda _: True, stage.handle
+        )
 
 
 # The file

@@ -70,7 +70,8 @@ def test_what_the_daemon_finds_around_it(tmp_path: Path) -> None:
         tmp_path,
         """
 os.umask(before := os.umask(0))
-fds = {int(fd): os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+here = "/proc/self/fd/"
+fds = {int(fd): os.readlink(here + fd) for fd in os.listdir(here) if os.path.exists(here + fd)}
 report(StartReport(0, "", data={
     "umask": before, "cwd": os.getcwd(), "fds": fds, "sid": os.getsid(0), "pid": os.getpid(),
     "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
@@ -94,7 +95,7 @@ return 0
 
 
 def test_a_failed_start_is_reported_with_its_reason(tmp_path: Path) -> None:
-    report = start(tmp_path, 'report(StartReport(3, "no", "Traceback\\\\n  x"))\nreturn 3')
+    report = start(tmp_path, 'report(StartReport(3, "no", "Traceback\\n  x"))\nreturn 3')
     assert (report["code"], report["text"], report["detail"]) == (3, "no", "Traceback\n  x")
 
 
@@ -104,7 +105,7 @@ def test_a_long_reason_arrives_whole(tmp_path: Path) -> None:
 
 def test_a_daemon_that_dies_without_a_word_shows_its_last_lines(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("of an earlier run\n")
-    report = start(tmp_path, 'print(*range(100), sep="\\\\n", flush=True)\nos._exit(1)')
+    report = start(tmp_path, 'print(*range(100), sep="\\n", flush=True)\nos._exit(1)')
     assert report["code"] == 3
     assert report["text"] == f"the supervisor died before it served; its log is {tmp_path}/log"
     assert report["detail"].splitlines() == [str(number) for number in range(80, 100)]
@@ -116,7 +117,9 @@ def test_a_killed_daemon_is_noticed(tmp_path: Path) -> None:
 
 def test_a_bug_is_reported_with_its_traceback(tmp_path: Path) -> None:
     report = start(tmp_path, "raise RuntimeError('boom')")
-    assert report["code"] == 3 and "RuntimeError('boom')" in report["text"] and "Traceback" in report["detail"]
+    assert (
+        report["code"] == 3 and "RuntimeError('boom')" in report["text"] and "Traceback" in report["detail"]
+    )
     assert "RuntimeError: boom" in (tmp_path / "log").read_text()
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from functools import partial
 
 from quiesce.shared.clock import ManualClock
 from quiesce.supervisor.loop import Loop
@@ -36,13 +37,13 @@ def test_a_callback_may_unwatch_another_one_of_the_same_turn() -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     called: list[int] = []
 
-    def first_come(fd: int) -> None:
+    def first_come(fd: int, _events: int) -> None:
         called.append(fd)
         for mine, _ in pairs:
             loop.unwatch(mine.fileno())
 
     for mine, other in pairs:
-        loop.watch(mine.fileno(), lambda _e, fd=mine.fileno(): first_come(fd))
+        loop.watch(mine.fileno(), partial(first_come, mine.fileno()))
         other.send(b"x")
     loop.turn()
     assert len(called) == 1

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from quiesce.shared.errors import ControlError
 from quiesce.supervisor.pidfile import LockedError, remove_pidfile, take_lock, write_pidfile
 from quiesce.supervisor.places import Places, connect, find_instances, resolve_places, short_path
@@ -15,7 +16,9 @@ from quiesce.supervisor.places import Places, connect, find_instances, resolve_p
 ROOT, USER = 0, 1000
 
 
-def resolve(name: str = "shop", runtime_dir: str | None = None, uid: int = USER, **environ: str) -> tuple[str, str]:
+def resolve(
+    name: str = "shop", runtime_dir: str | None = None, uid: int = USER, **environ: str
+) -> tuple[str, str]:
     places = resolve_places(name, runtime_dir, environ={"HOME": "/home/u", **environ}, uid=uid)
     return places.runtime_dir, places.state_dir
 
@@ -151,7 +154,8 @@ def test_only_what_answers_runs_in_whatever_place(tmp_path: Path) -> None:
     (xdg / "quiesce/empty").mkdir()
     (xdg / "quiesce/stray").write_text("")
     environ = {
-        **{"XDG_RUNTIME_DIR": str(xdg), "TMPDIR": str(tmp)},
+        "XDG_RUNTIME_DIR": str(xdg),
+        "TMPDIR": str(tmp),
         "RUNTIME_DIRECTORY": f"{tmp_path}/unit/d:{xdg}/quiesce/b",
     }
     try:
@@ -205,7 +209,9 @@ def test_the_lock_is_held_once_and_says_by_whom(tmp_path: Path) -> None:
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     code = f"from quiesce.supervisor.pidfile import take_lock; take_lock({path!r}, 'shop'); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(LockedError) as caught:

@@ -17,20 +17,45 @@ STATUS: dict[str, Any] = {
     "crash_safe": False,
     "crash_safe_reason": "re-adoption after the death of the supervisor comes with a later version",
     "supervisor": {"pid": 811, "version": "0.1.0", "since": NOW - 273_600},
-    "listeners": [{"name": "http", "address": "0.0.0.0:8080"}, {"name": "u", "address": "unix:/run/shop.sock"}],
+    "listeners": [
+        {"name": "http", "address": "0.0.0.0:8080"},
+        {"name": "u", "address": "unix:/run/shop.sock"},
+    ],
     "release": "r42",
-    "rollout": {"state": "baking", "release": "r42", "from": "r41", "since": NOW - 4, "text": "5xx 0.0 % of 812"},
+    "rollout": {
+        "state": "baking",
+        "release": "r42",
+        "from": "r41",
+        "since": NOW - 4,
+        "text": "5xx 0.0 % of 812",
+    },
     "releases": [
-        *({"id": "r41", "label": None, "path": "/srv/shop/releases/41", "state": "quiesced", "app": "shop.wsgi"},),
+        *(
+            {
+                "id": "r41",
+                "label": None,
+                "path": "/srv/shop/releases/41",
+                "state": "quiesced",
+                "app": "shop.wsgi",
+            },
+        ),
         {
-            **{"id": "r42", "label": "v2.1", "state": "baking", "app": "shop.wsgi:application"},
+            "id": "r42",
+            "label": "v2.1",
+            "state": "baking",
+            "app": "shop.wsgi:application",
             "path": "/srv/shop/a-very-long-name-of-a-folder/releases/20261123101500",
         },
     ],
     "workers": [
         {
-            **{"id": f"{release}/{number}", "pid": 4_000_000 + number, "release": release, "state": state},
-            **{"connections": {"open": 1234, "idle": 1200, "busy": 34}, "requests": 1_234_567, "since": NOW - 90},
+            "id": f"{release}/{number}",
+            "pid": 4_000_000 + number,
+            "release": release,
+            "state": state,
+            "connections": {"open": 1234, "idle": 1200, "busy": 34},
+            "requests": 1_234_567,
+            "since": NOW - 90,
         }
         for release, state in (("r41", "quiesced"), ("r42", "accepting"))
         for number in (1, 2)
@@ -42,7 +67,9 @@ STATUS: dict[str, Any] = {
 
 
 def test_status_of_a_bake() -> None:
-    assert render.status(STATUS, NOW) == """\
+    assert (
+        render.status(STATUS, NOW)
+        == """\
 shop: r42 serves, healthy (2 of 2 workers accept)
   listening   0.0.0.0:8080, unix:/run/shop.sock
   rollout     baking r42 (from r41) for 4s: 5xx 0.0 % of 812
@@ -63,6 +90,7 @@ fixed one
   r42/1   4000001  accepting  1,234  1,200    34  1,234,567  1m 30s
   r42/2   4000002  accepting  1,234  1,200    34  1,234,567  1m 30s
 """
+    )
 
 
 def test_status_fits_into_the_columns_it_is_given() -> None:
@@ -76,7 +104,10 @@ def test_status_fits_into_the_columns_it_is_given() -> None:
         ({"release": None, "workers": []}, "shop: NOTHING SERVES"),
         ({"wanted_workers": 4}, "shop: r42 serves, DEGRADED (2 of 4 workers accept)"),
         ({"workers": []}, "shop: r42 serves, NOT ACCEPTING (0 of 2 workers accept)"),
-        ({"wanted_workers": 1, "workers": STATUS["workers"][3:]}, "shop: r42 serves, healthy (1 of 1 worker accept)"),
+        (
+            {"wanted_workers": 1, "workers": STATUS["workers"][3:]},
+            "shop: r42 serves, healthy (1 of 1 worker accept)",
+        ),
     ],
 )
 def test_the_headline_tells_the_truth(change: dict[str, Any], says: str) -> None:
@@ -91,29 +122,55 @@ def test_a_status_of_another_version_is_still_shown() -> None:
 def test_history_has_the_newest_last_and_reasons_below() -> None:
     at = time.mktime((2026, 11, 23, 10, 15, 0, 0, 0, -1))
     entries = [
-        {**{"at": at, "command": "start", "release": "r1", "label": None, "from": None}, **{"outcome": "done", "duration_s": 0.412}},
         {
-            **{"at": at + 60, "command": "upgrade", "release": "r2", "label": "v2", "from": "r1", "outcome": "rolled_back"},
-            **{"duration_s": 83.0, "reason": "worker r2/1 exited with status 1 while it was probed, and its last words were many"},
+            "at": at,
+            "command": "start",
+            "release": "r1",
+            "label": None,
+            "from": None,
+            "outcome": "done",
+            "duration_s": 0.412,
+        },
+        {
+            "at": at + 60,
+            "command": "upgrade",
+            "release": "r2",
+            "label": "v2",
+            "from": "r1",
+            "outcome": "rolled_back",
+            "duration_s": 83.0,
+            "reason": "worker r2/1 exited with status 1 while it was probed, and its last words were many",
         },
     ]
-    assert render.history(entries) == """\
+    assert (
+        render.history(entries)
+        == """\
 WHEN                 RELEASE  LABEL  WHAT     OUTCOME        TOOK
 2026-11-23 10:15:00  r1       -      start    done          0.41s
 2026-11-23 10:16:00  r1 → r2  v2     upgrade  rolled back  1m 23s
     worker r2/1 exited with status 1 while it was probed, and its last words
     were many
 """
+    )
     assert render.history([]) == "no rollouts yet\n"
 
 
 def test_the_banner_says_what_to_type_next() -> None:
     data = {
-        **{"urls": ["http://127.0.0.1:8000/"], "name": "shop", "release": "r1", "path": "/srv/shop", "workers": 2},
-        **{"python": "/srv/shop/.venv/bin/python", "threads": 8, "interface": "wsgi", "config_file": None},
+        "urls": ["http://127.0.0.1:8000/"],
+        "name": "shop",
+        "release": "r1",
+        "path": "/srv/shop",
+        "workers": 2,
+        "python": "/srv/shop/.venv/bin/python",
+        "threads": 8,
+        "interface": "wsgi",
+        "config_file": None,
         "health": "GET / answers below 500",
     }
-    assert render.banner(data, "run", " --name shop") == """\
+    assert (
+        render.banner(data, "run", " --name shop")
+        == """\
 quiesce serves http://127.0.0.1:8000/
   instance  shop
   release   r1  /srv/shop
@@ -126,18 +183,26 @@ next:
   quiesce --name shop status    what runs
   quiesce --name shop stop      finish what was accepted and exit (or Ctrl-C here)
 """
+    )
     assert "Ctrl-C" not in render.banner(data, "start")
 
 
 def test_failures_and_refusals() -> None:
-    assert render.failure("upgrade", 1, "r2 failed", "Traceback\n  x\n") == "quiesce: upgrade failed: r2 failed\nTraceback\n  x\n"
+    assert (
+        render.failure("upgrade", 1, "r2 failed", "Traceback\n  x\n")
+        == "quiesce: upgrade failed: r2 failed\nTraceback\n  x\n"
+    )
     assert render.failure("upgrade", 5, "busy") == "quiesce: upgrade refused: busy\n"
     assert render.failure("", 4, "no instance") == "quiesce: no instance\n"
 
 
 @given(st.text(max_size=60))
 def test_nothing_from_elsewhere_drives_the_terminal(text: str) -> None:
-    for shown in (render.clean(text), render.block(text).removesuffix("\n"), render.failure("x", 1, text)[:-1]):
+    for shown in (
+        render.clean(text),
+        render.block(text).removesuffix("\n"),
+        render.failure("x", 1, text)[:-1],
+    ):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
         shown.encode()
     assert "\n" not in render.clean(text)
@@ -154,5 +219,12 @@ def test_an_age_has_at_most_two_units(seconds: int) -> None:
 
 
 def test_ages_and_durations() -> None:
-    assert [render.age(s) for s in (-5, 59.9, 60, 3600, 3660, 90000)] == ["0s", "59s", "1m", "1h", "1h 1m", "1d 1h"]
+    assert [render.age(s) for s in (-5, 59.9, 60, 3600, 3660, 90000)] == [
+        "0s",
+        "59s",
+        "1m",
+        "1h",
+        "1h 1m",
+        "1d 1h",
+    ]
     assert [render.duration(s) for s in (None, 0.005, 12.34, 61)] == ["-", "0.01s", "12.3s", "1m 1s"]

@@ -22,6 +22,7 @@ from quiesce.shared.scoreboard import Scoreboard
 
 PACKAGE = Path(quiesce.__file__).absolute().parent
 BOOTSTRAP = str(PACKAGE / "worker" / "bootstrap.py")
+PYTHON = os.environ.get("QUIESCE_TEST_PYTHON", sys.executable)  # of the workers; it must have quiesce
 PATIENCE_S = 20.0  # bounds a failing test; nothing waits for it to pass
 
 M = TypeVar("M")
@@ -49,7 +50,7 @@ class FakeSupervisor:
         self,
         app_dir: Path,
         *,
-        python: str = sys.executable,
+        python: str = PYTHON,
         flags: Sequence[str] = ("-P",),
         version: str | None = None,
         env: Mapping[str, str] | None = None,

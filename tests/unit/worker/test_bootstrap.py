@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from unit.worker.fake_supervisor import BOOTSTRAP, PACKAGE, FakeSupervisor, roots
 
 from quiesce.shared import messages as msg
 from quiesce.shared.exitcodes import WorkerExit
+from unit.worker.fake_supervisor import BOOTSTRAP, PACKAGE, FakeSupervisor, roots
 
 STDLIB_ONLY = Path(sys.base_prefix) / "bin" / "python3"
 

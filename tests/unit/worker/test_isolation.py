@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
-from unit.worker.fake_supervisor import FakeSupervisor, ask
 
 from quiesce.shared import messages as msg
 from quiesce.shared.exitcodes import WorkerExit
+from unit.worker.fake_supervisor import FakeSupervisor, ask
 
 # Ours, the library's that we import early, late or only by interface, and those that a library of ours imports.
 MODULES = (
     "json", "socket", "worker", "supervisor", "tempfile", "selectors", "select", "signal", "enum", "typing",
-    "threading", "queue", "mmap", "array", "traceback", "asyncio", "random", "shutil", "logging", "httptools", "setproctitle",
-    "contextlib", "struct", "heapq", "inspect", "email", "uvloop", "concurrent",
+    "threading", "queue", "mmap", "array", "traceback", "asyncio", "random", "shutil", "logging", "httptools",
+    "setproctitle", "contextlib", "struct", "heapq", "inspect", "email", "uvloop", "concurrent",
 )  # fmt: skip
 PACKAGES = ("quiesce", "shared", "http")
 
@@ -173,8 +173,8 @@ def test_a_quiesce_folder_without_init_is_found_beside_ours(tmp_path: Path) -> N
 def test_a_release_without_such_names_loads_nothing_for_it(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(
         "import sys\n"
-        "dear = {'asyncio', 'ssl', 'msgspec', 'email', 'http', 'concurrent', 'urllib.parse', 'tempfile', 'inspect', 'logging',\n"
-        "        'importlib.metadata', 'dataclasses', 'setproctitle'}\n"
+        "dear = {'asyncio', 'ssl', 'msgspec', 'email', 'http', 'concurrent', 'urllib.parse', 'tempfile',\n"
+        "        'inspect', 'logging', 'importlib.metadata', 'dataclasses', 'setproctitle'}\n"
         "def app(environ, start_response):\n"
         "    start_response('200 OK', []); return [LOADED.encode()]\n"
         "LOADED = ' '.join(sorted(dear & set(sys.modules)))\n"

@@ -1,0 +1,170 @@
+"""Listeners that several processes share, and what they do to each other."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+
+import pytest
+
+from quiesce.worker.loops.epoll_loop import EpollLoop
+from wire.serving import PATIENCE_S, Served, read_reply, serving
+from wire.test_answers import GET, hello
+
+
+def _listener(served: Served) -> socket.socket:
+    """Another holder of the daemon's listener, as another worker would be."""
+    fd = served.do(served.daemon.descriptors)[0]
+    return socket.socket(fileno=os.dup(fd))
+
+
+def test_listener_that_somebody_made_blocking() -> None:
+    """Readable, taken by another worker, and accept would block for ever."""
+    with serving(hello) as served, _listener(served) as other:
+        served.do(served.daemon.quiesce)
+        with served.connect() as first:
+            other.setblocking(True)
+            taken = other.accept()[0]
+            # Exactly what a turn does whose event has become untrue.
+            listener = next(iter(served.daemon._acceptor.listeners.values()))
+
+            def false_alarm() -> None:
+                listener.watched = True
+                os.set_blocking(listener.fd, True)
+                served.daemon._acceptor._ready(listener)
+                listener.watched = False
+
+            served.do(false_alarm)
+            taken.close()
+            first.close()
+        os.set_blocking(other.fileno(), True)
+        served.do(served.daemon.resume)
+        for _ in range(3):
+            os.set_blocking(other.fileno(), True)
+            assert served.ask(GET).status == 200
+
+
+def test_removed_listener_leaves_no_ghost() -> None:
+    """While another process holds the listener, epoll reports a description that we closed, for ever."""
+    with serving(hello) as served, _listener(served) as other:
+        served.do(lambda: served.daemon.remove_listener("http"))
+        with served.connect():
+            assert select.select([other], [], [], PATIENCE_S)[0]
+            turns = [served.do(lambda: served.loop._epoll.poll(0)) for _ in range(5)]
+            assert turns == [[]] * 5
+            accepted, _ = other.accept()  # it was not lost, and not ours
+            accepted.close()
+
+
+def test_closed_connection_leaves_no_ghost() -> None:
+    with serving(hello) as served, served.connect() as sock:
+        sock.sendall(GET)
+        read_reply(sock)
+        held = os.dup(served.do(served.daemon.descriptors)[3])  # somebody else has the description
+        served.do(lambda: next(iter(served.daemon._connections)).cut())
+        sock.sendall(b"x")
+        assert served.do(lambda: served.loop._epoll.poll(0)) == []
+        os.close(held)
+
+
+def test_out_of_descriptors_waits_and_loses_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(hello) as served:
+        clients = [served.connect() for _ in range(3)]
+        for sock in clients:
+            sock.sendall(GET)
+            read_reply(sock)
+        late = served.connect  # connected while nobody can accept
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        waiting = socket.socket()
+        waiting.settimeout(PATIENCE_S)
+        highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+        fill = [os.open("/dev/null", os.O_RDONLY)]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
+            while True:
+                try:
+                    fill.append(os.open("/dev/null", os.O_RDONLY))
+                except OSError:
+                    break
+            waiting.connect(served.address)
+            waiting.sendall(GET)
+            served.until(lambda: served.daemon._acceptor._retry is not None)
+            clients[0].sendall(GET)  # the others are served on
+            assert read_reply(clients[0]).status == 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in fill:
+                os.close(fd)
+        assert read_reply(waiting).status == 200
+        waiting.close()
+        late().close()
+    assert capfd.readouterr().err.count("accepting pauses") == 1
+
+
+def test_two_listeners_and_a_new_one_of_the_same_name() -> None:
+    with serving(hello) as served:
+        for _ in range(2):
+            listener = socket.create_server(("127.0.0.1", 0))
+            address = listener.getsockname()
+            served.do(lambda listener=listener: served.daemon.add_listener("more", listener))  # type: ignore[misc]
+            with socket.create_connection(address, timeout=PATIENCE_S) as sock:
+                sock.sendall(GET)
+                assert read_reply(sock).status == 200
+        with pytest.raises(OSError):
+            socket.create_connection(address, timeout=PATIENCE_S).close() or served.do(
+                lambda: served.daemon.remove_listener("more")
+            ) or socket.create_connection(address, timeout=PATIENCE_S)
+
+
+def test_unix_listener(tmp_path: os.PathLike[str]) -> None:
+    seen = []
+
+    def handler(request):  # type: ignore[no-untyped-def]
+        seen.append((request.peer, request.local))
+        return hello(request)
+
+    path = f"{tmp_path}/s"
+    with serving(handler) as served:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+        served.do(lambda: served.daemon.add_listener("unix", listener))
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.connect(path)
+            sock.sendall(GET)
+            assert read_reply(sock).status == 200
+    assert seen == [(None, None)]
+
+
+def test_shared_listener_is_never_shut_down() -> None:
+    with serving(hello) as served:
+        other = _listener(served)
+        other.settimeout(PATIENCE_S)
+    with other, socket.create_connection(other.getsockname(), timeout=PATIENCE_S) as sock:
+        accepted, _ = other.accept()
+        accepted.close()
+        assert sock.recv(1) == b""
+
+
+def test_loop_survives_a_callback_that_raises(capfd: pytest.CaptureFixture[str]) -> None:
+    loop = EpollLoop()
+    left, right = socket.socketpair()
+    order = []
+
+    def broken(events: int) -> None:
+        left.recv(10)
+        raise RuntimeError("planted")
+
+    loop.watch(left.fileno(), broken)
+    right.send(b"x")
+    loop.call_at(loop.now() + 0.01, lambda: order.append("timer"))
+    loop.call_at(loop.now() + 0.02, loop.stop)
+    loop.run()
+    loop.unwatch(left.fileno())
+    loop.close()
+    left.close()
+    right.close()
+    assert order == ["timer"] and "planted" in capfd.readouterr().err
