@@ -93,7 +93,7 @@ class RolloutRun:
         return self.state in table.DECIDING
 
     def begin(self) -> None:
-        """Spawn the new set."""
+        """Spawn the new set.  (An `abort` may come before it.)"""
         self._tell(f"starting {plural(self.plan.wanted, 'worker')}")
         for _ in range(self.plan.wanted):
             try:

@@ -221,7 +221,6 @@ class Service:
     def _roll_out(
         self, command: str, release: Release, recipe: Recipe, plan: dict[str, object], watch: Watch | None
     ) -> RolloutRun:
-        self._make_room()
         bake = plan.get("bake")
         old = self.serving
         todo = Plan(
@@ -246,19 +245,46 @@ class Service:
                 run,
                 f"{release.id} and {old.release.id} share {release.path}: rollback works only during the bake",
             )
-        run.begin()
+        self._begin(run)
         self.changed()
         return run
 
-    def _make_room(self) -> None:
-        """`max_generations`: force the oldest that still drain."""
+    def _begin(self, run: RolloutRun) -> None:
+        """Begin when `max_generations` allows it: nobody's request is cut to make room.
+
+        The wait is bounded, because each generation has its own drain deadline; `--force` ends
+        the oldest ones at once instead.
+        """
+        if not run.plan.gate:
+            for generation in self._in_the_way(run):
+                self.log.warning(
+                    "too many generations: its connections are ended", release=generation.release.id
+                )
+                for worker in generation:
+                    worker.ask(WorkerEvent.LEAVE_ASKED)
+        elif blocking := self._in_the_way(run):
+            names = " and ".join(generation.release.id for generation in blocking)
+            count = plural(sum(generation.open_connections() for generation in blocking), "connection")
+            limit = self.settings.rollout.max_generations
+            self.rollout_progress(
+                run, f"{run.release.id}: waiting for {names} to drain ({count}): max_generations is {limit}"
+            )
+            self.when(lambda: not run.deciding or not self._in_the_way(run), lambda: self._begin_now(run))
+            return
+        self._begin_now(run)
+
+    def _begin_now(self, run: RolloutRun) -> None:
+        if run.deciding and self.stopping is Stopping.NO:
+            run.begin()
+
+    def _in_the_way(self, run: RolloutRun) -> list[Generation]:
+        """The oldest draining generations beyond what `max_generations` allows beside the new one."""
         limit = self.settings.rollout.max_generations
-        draining = [g for g in self.crew.generations if g is not self.serving and g.workers]
-        # The serving one and the coming one count as well.
-        for generation in draining[: max(0, len(draining) + 2 - limit)] if limit else []:
-            self.log.warning("too many generations", release=generation.release.id, max_generations=limit)
-            for worker in generation:
-                worker.ask(WorkerEvent.LEAVE_ASKED)
+        draining = [
+            g for g in self.crew.generations if g.workers and g is not self.serving and g is not run.new
+        ]
+        # The serving and the coming one count as well, and two there must always be.
+        return draining[: max(0, len(draining) + 2 - max(2, limit))] if limit else []
 
     # -- what a rollout says (Boss) --------------------------------------------------------
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from quiesce.shared import messages as msg
@@ -110,7 +110,7 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
     daemon = Daemon(
         app,
         loop,
-        limits=Limits()._replace(**{k: v for k, v in conf.limits.items() if k in Limits._fields}),  # type: ignore[arg-type]
+        limits=_limits(conf.limits),
         threads=conf.threads,
         slot=inbox.slot,
         before_accept=lambda: worker[0].pump(),
@@ -142,6 +142,12 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
     if ending is not None:
         ending.close()
     return orders.status
+
+
+def _limits(given: Mapping[str, float]) -> Limits:
+    """The limits that this version knows; a newer supervisor may name others."""
+    defaults = Limits()._asdict()
+    return Limits(**(defaults | {k: type(defaults[k])(v) for k, v in given.items() if k in defaults}))
 
 
 def _application(conf: msg.Configure) -> "tuple[App, Loop]":

@@ -96,7 +96,16 @@ def sockets_of(message: msg.Listen, fds: list[int]) -> list[tuple[str, socket.so
     if len(fds) != len(message.names):
         close_all(fds)
         raise ProtocolError(f"`listen` names {len(message.names)} listeners and brings {len(fds)}")
-    return [(name, socket.socket(fileno=fd)) for name, fd in zip(message.names, fds, strict=True)]
+    found: list[tuple[str, socket.socket]] = []
+    try:
+        for name, fd in zip(message.names, fds, strict=True):
+            found.append((name, socket.socket(fileno=fd)))
+    except OSError as exc:
+        for _, sock in found:
+            sock.close()
+        close_all(fds[len(found) :])
+        raise ProtocolError(f"listener {name!r} is not a socket: {exc.strerror}") from exc
+    return found
 
 
 class Ending(Protocol):
@@ -272,6 +281,7 @@ class Orders:
         self.state, actions = step(old, event)
         for action in actions:
             self._perform(action, old, seq, answer)
+        self._watch_write()
         if event is Event.LOADED or self.state is not old:
             self._show_title()
 

@@ -38,36 +38,24 @@ class Request:
             applications read it from their exchange).  It is closed after the response.
     """
 
-    __slots__ = (
-        "_path", "_query", "_raw_path", "expects_continue", "file", "headers", "keep_alive", "length",
-        "local", "method", "peer", "scheme", "target", "version",
-    )  # fmt: skip
+    # Defaults on the class: storing each of them in each request would cost more than parsing.
+    scheme = "http"
+    peer: Address = None
+    local: Address = None
+    file: IO[bytes] | None = None
+    # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
+    length = 0  # of the body in bytes; -1 = chunked
+    expects_continue = False
+    _raw_path: bytes | None = None
 
     def __init__(
-        self,
-        method: str,
-        target: bytes,
-        version: str = "1.1",
-        headers: list[Header] | None = None,
-        *,
-        scheme: str = "http",
-        peer: Address = None,
-        local: Address = None,
-        file: IO[bytes] | None = None,
+        self, method: str, target: bytes, version: str = "1.1", headers: list[Header] | None = None
     ) -> None:
         self.method = method
         self.target = target
         self.version = version
         self.headers: list[Header] = [] if headers is None else headers
-        self.scheme = scheme
-        self.peer = peer
-        self.local = local
-        self.file = file
-        # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
         self.keep_alive = version == "1.1"
-        self.length = 0  # of the body in bytes; -1 = chunked
-        self.expects_continue = False
-        self._raw_path: bytes | None = None
 
     def _split(self) -> None:
         target = self.target

@@ -38,7 +38,11 @@ class Response:
         self.status = status
         self.body: bytes | Iterable[bytes] = body.encode() if isinstance(body, str) else body
         self.path: str | None = None
-        self.head: Head = encode(status, _fields(headers, content_type or "text/plain; charset=utf-8"))
+        self.head: Head = (
+            _plain_head(status, content_type)
+            if headers is None
+            else encode(status, _fields(headers, content_type or _TEXT))
+        )
         self._cached = (b"", b"", b"")  # date, connection, bytes: one store, for threads
 
     @classmethod
@@ -73,9 +77,21 @@ class Response:
         return wire
 
 
-def _fields(headers: Headers | None, content_type: str) -> list[Header]:
-    if headers is None:
-        return [(b"Content-Type", _encode(content_type))]
+_TEXT = "text/plain; charset=utf-8"
+_plain: dict[tuple[int, str | None], Head] = {}  # heads without fields of their own; bounded
+
+
+def _plain_head(status: int, content_type: str | None) -> Head:
+    key = (status, content_type)
+    head = _plain.get(key)
+    if head is None:
+        head = encode(status, [(b"Content-Type", _encode(content_type or _TEXT))])
+        if len(_plain) < 1000:
+            _plain[key] = head
+    return head
+
+
+def _fields(headers: Headers, content_type: str) -> list[Header]:
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     fields = [(_encode(name), _encode(value)) for name, value in pairs]
     if not any(name.lower() == b"content-type" for name, _ in fields):

@@ -51,14 +51,21 @@ class Counters:
             self.busy += busy
             self._show()
 
-    def request(self) -> None:
-        """A connection that was idle has a request."""
+    def request(self, received: int, was_idle: bool) -> None:
+        """A head is complete."""
         with self.lock:
-            self.busy += 1
             slot = self.slot
             slot[REQUESTS] += 1
-            slot[CONN_BUSY] = self.busy
-            slot[CONN_IDLE] = self.open - self.busy
+            slot[BYTES_IN] += received
+            if was_idle:
+                self.busy += 1
+                slot[CONN_BUSY] = self.busy
+                slot[CONN_IDLE] = self.open - self.busy
+
+    def traffic(self, received: int, sent: int) -> None:
+        with self.lock:
+            self.slot[BYTES_IN] += received
+            self.slot[BYTES_OUT] += sent
 
     def response(self, status: int, sent: int, busy: int) -> None:
         """A response is complete, or is not going to be; ``busy`` is -1 if its connection is idle now."""

@@ -30,34 +30,30 @@ class Exchange:
     on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
     """
 
-    __slots__ = (
-        "_chunked", "_connection", "_head", "_last", "_left", "_no_body", "_on_body", "_paused", "_pending",
-        "_whole", "body", "body_complete", "body_sent", "disconnected", "finished", "on_disconnect", "on_writable", "request",
-        "since", "started", "status",
-    )  # fmt: skip
+    # Defaults on the class: most requests change few of them, and storing twenty costs a microsecond.
+    body: IO[bytes] | None = None
+    status = 0  # 0 = start() was not called
+    started = False  # bytes of the head are out
+    finished = False
+    body_sent = 0
+    body_complete = True  # the request's; what comes behind it is the next request's
+    disconnected = False
+    on_writable: Callable[[], None] | None = None
+    on_disconnect: Callable[[], None] | None = None
+    _head: Head | None = None
+    _last = False  # our answer said, or will say, Connection: close
+    _left = -1  # bytes that Content-Length still promises; -1 = none promised
+    _whole = -1  # the body's length, if the application let us know it early
+    _chunked = False
+    _no_body = False
+    _on_body: Callable[[bytes, bool], None] | None = None
+    _paused = False
+    _pending: list[bytes] | None = None
 
     def __init__(self, connection: "Connection", request: Request, since: float) -> None:
         self._connection = connection
         self.request = request
-        self.body: IO[bytes] | None = None
         self.since = since  # when the head was complete
-        self.status = 0  # 0 = start() was not called
-        self.started = False  # bytes of the head are out
-        self.finished = False
-        self.body_sent = 0
-        self.body_complete = True  # the request's; what comes behind it is the next request's
-        self.disconnected = False
-        self.on_writable: Callable[[], None] | None = None
-        self.on_disconnect: Callable[[], None] | None = None
-        self._head: Head | None = None
-        self._last = False  # our answer said, or will say, Connection: close
-        self._left = -1  # bytes that Content-Length still promises; -1 = none promised
-        self._whole = -1  # the body's length, if the application let us know it early
-        self._chunked = False
-        self._no_body = False
-        self._on_body: Callable[[bytes, bool], None] | None = None
-        self._paused = False
-        self._pending: list[bytes] | None = None
 
     # -- the response -------------------------------------------------------------------
 
@@ -163,8 +159,7 @@ class Exchange:
             if not self._no_body and len(data) == self._left:
                 self._left = 0
                 self.body_sent = len(data)
-                connection.send(self, head, data)
-                self._done()
+                self._done(head, data)
                 return
             connection.send(self, head)
         if data:
@@ -173,9 +168,7 @@ class Exchange:
             self._complain(f"ended {self._left} bytes short of its Content-Length")
             self.abort()
             return
-        if self._chunked and not self._no_body:
-            connection.send(self, b"0\r\n\r\n")
-        self._done()
+        self._done(b"0\r\n\r\n" if self._chunked and not self._no_body else b"")
 
     def respond(self, response: Response) -> None:
         """Send a whole response with a body in bytes, from its cache if it has it."""
@@ -194,8 +187,7 @@ class Exchange:
         self._last = self._is_last(response.head)
         self.started = True
         self.body_sent = len(body)
-        connection.send(self, response.wire(connection.daemon.date_line(), self._connection_line()))
-        self._done()
+        self._done(response.wire(connection.daemon.date_line(), self._connection_line()))
 
     def abort(self) -> None:
         """Cut the connection, so that the client sees that the response is not whole."""
@@ -332,10 +324,11 @@ class Exchange:
         date = b"" if head.dated else self._connection.daemon.date_line()
         return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
 
-    def _done(self) -> None:
+    def _done(self, data: bytes = b"", more: bytes = b"") -> None:
         self.finished = True
-        self._close_body()
-        self._connection.answered(self, not self._last)
+        if self.body is not None:
+            self.body.close()
+        self._connection.complete(self, not self._last, data, more)
 
     def _close_body(self) -> None:
         if self.body is not None:

@@ -72,41 +72,42 @@ class Output:
 
     def push(self, owner: object, data: Buffer, more: Buffer = b"") -> bool:
         """Send or queue; False if something is queued now and the loop must hear of it."""
-        if more:
-            if len(more) <= JOIN_BELOW:
-                data = b"".join((data, more))
-            else:
-                return self._push_both(owner, data, more)
         with self.lock:
-            if self.broken or self.exchange is not owner:
-                return True
-            if self._queue:
-                self._queue.append(data)
-                self.queued += len(data)
-                return True  # it has heard of it
-            try:
-                count = self.sock.send(data, FLAGS)
-            except _AGAIN:
-                count = 0
-            except OSError:
-                self._break()
-                return True
-            self.sent += count
-            if count == len(data):
-                return True
-            self._put(memoryview(data)[count:])
-            return False
+            return self.exchange is not owner or self._push(data, more)
 
-    def _push_both(self, owner: object, data: Buffer, more: Buffer) -> bool:
-        with self.lock:
-            if self.broken or self.exchange is not owner:
-                return True
-            heard = bool(self._queue)
-            self._put(data)
-            self._put(more)
-            if not heard:
-                self._send_some()
-            return heard or not self._queue
+    def _push(self, data: Buffer, more: Buffer) -> bool:
+        if more:
+            if len(more) > JOIN_BELOW:
+                return self._push_both(data, more)
+            data = b"".join((data, more))
+        if self.broken:
+            return True
+        if self._queue:
+            self._queue.append(data)
+            self.queued += len(data)
+            return True  # it has heard of it
+        try:
+            count = self.sock.send(data, FLAGS)
+        except _AGAIN:
+            count = 0
+        except OSError:
+            self._break()
+            return True
+        self.sent += count
+        if count == len(data):
+            return True
+        self._put(memoryview(data)[count:])
+        return False
+
+    def _push_both(self, data: Buffer, more: Buffer) -> bool:
+        if self.broken:
+            return True
+        heard = bool(self._queue)
+        self._put(data)
+        self._put(more)
+        if not heard:
+            self._send_some()
+        return heard or not self._queue
 
     def push_file(self, owner: object, fd: int, offset: int, count: int) -> bool:
         """Queue a part of a file; the loop sends it.  Takes ``fd``."""

@@ -1,6 +1,6 @@
 """One connection's shell: what is read goes to the core, what the core wants is done.
 
-Loop's thread: everything but ``send``, ``send_file``, ``answered``, ``abort`` and ``wait_below``, which an exchange
+Loop's thread: everything but ``send``, ``send_file``, ``complete``, ``abort`` and ``wait_below``, which an exchange
 calls from wherever its application runs.  ``state`` changes under ``lock`` where a thread of the pool may be changing it
 too, that is from WORKING on until the answer.
 """
@@ -50,6 +50,7 @@ class Connection(Output):
         "_input",
         "_parsing",
         "_read",
+        "_received",
         "_reported",
         "_since",
         "_store",
@@ -100,6 +101,7 @@ class Connection(Output):
         self._since = 0.0  # when the head's or the body's first byte came, or when we sent our FIN
         self._read = 0  # bytes of the body, or since our FIN
         self._unread = 0
+        self._received = 0  # bytes that are not in the counters yet
         self._reported = 0  # of `sent`, in the counters
         self._timer: Timer | None = None
         self._timer_at = inf
@@ -132,9 +134,7 @@ class Connection(Output):
         if not data:
             self._peer_done()
             return
-        daemon = self.daemon
-        if not self.probe:
-            daemon.counters.count(figures.BYTES_IN, len(data))
+        self._received += len(data)
         state = self.state
         if state is IDLE or state is FRESH or state is HEAD:
             # Idle with input: a thread of the pool has answered, and its word to us is on the way.
@@ -238,11 +238,10 @@ class Connection(Output):
             self.served += 1
             if self.probe:
                 pass
-            elif self.busy:
-                daemon.counters.count(figures.REQUESTS)
             else:
+                daemon.counters.request(self._received, not self.busy)
+                self._received = 0
                 self.busy = True
-                daemon.counters.request()
             if request.length == 0:
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
@@ -370,6 +369,7 @@ class Connection(Output):
         assert decoder is not None
         self._input = decoder.rest
         self._deadline = inf
+        self._report_traffic()
         exchange = self.exchange
         if self.state is SKIPPING:
             self.state = SENDING  # the table's BODY_DONE
@@ -426,19 +426,24 @@ class Connection(Output):
             self.update_interest()
             self.arm(self.daemon.limits.send_timeout)
 
-    def answered(self, exchange: Exchange, keep: bool) -> None:
-        """The response is complete, sent or queued."""
+    def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
+        """The response is complete: these are its last bytes.
+
+        Sent and taken note of under one lock: a client that is quick with its next request must find the
+        connection idle, or the loop would have to be woken for it.
+        """
         daemon = self.daemon
-        sent = self.sent
         idle = False
         with self.lock:
             if self.exchange is not exchange:
                 return
+            if data:
+                self._push(data, more)
             if not keep:
                 self.state = FLUSHING
             elif not exchange.body_complete:
                 self.state = SKIPPING
-            elif self._queue:
+            elif self._queue or self.broken:
                 self.state = SENDING
             else:
                 self.state = IDLE
@@ -446,19 +451,22 @@ class Connection(Output):
                 self._deadline = monotonic() + timeout if timeout else inf
                 idle = self.busy
                 self.busy = False
-            # From here on the loop may begin with the next request.
-            reported, self._reported = self._reported, sent
+            sent = self.sent - self._reported
+            self._reported += sent
             self.exchange = None
             quiet = self.state is IDLE and not ((self._input and not self._parsing) or self._eof)
+        # From here on the loop may have begun with the next request.
         if not self.probe:
-            daemon.counters.response(exchange.status, sent - reported, -idle)
+            daemon.counters.response(exchange.status, sent, -idle)
             if daemon.access_log is not None:
                 daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
         if quiet:
             return
-        if daemon.in_loop() and self.state is not IDLE:
+        if not daemon.in_loop():
+            daemon.loop.call_soon_threadsafe(self._settle)
+        elif self.state is not IDLE:
             self._settle()
-        elif not (self._parsing and daemon.in_loop()):
+        elif not self._parsing:
             daemon.loop.call_soon_threadsafe(self._settle)
 
     def abort(self, exchange: Exchange) -> None:
@@ -490,7 +498,7 @@ class Connection(Output):
                 self.arm(self.daemon.limits.send_timeout)
         else:
             self._deadline = inf if self._decoder is None else self._deadline
-        self._report_sent()
+        self._report_traffic()
         if exchange is not None and self.queued <= self.daemon.limits.low_water:
             callback = exchange.on_writable
             if callback is not None:
@@ -571,12 +579,14 @@ class Connection(Output):
             if not self.probe:
                 self.daemon.counters.connection(0, 1 if busy else -1)
 
-    def _report_sent(self) -> None:
-        sent = self.sent - self._reported
-        if sent:
+    def _report_traffic(self) -> None:
+        """Everything but a request's first bytes and an answer's last ones, which are counted along with them."""
+        with self.lock:
+            sent = self.sent - self._reported
             self._reported += sent
-            if not self.probe:
-                self.daemon.counters.count(figures.BYTES_OUT, sent)
+        received, self._received = self._received, 0
+        if not self.probe and (sent or received):
+            self.daemon.counters.traffic(received, sent)
 
     # -- the table --------------------------------------------------------------------------------
 
@@ -622,7 +632,7 @@ class Connection(Output):
 
     def _fin(self) -> None:
         """Half-close and read on: a close with unread input is a reset, which can eat our last answer."""
-        self._report_sent()
+        self._report_traffic()
         self._set_busy(True)
         if self._eof:
             self.event(Event.PEER_DONE)
@@ -640,7 +650,7 @@ class Connection(Output):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._report_sent()
+        self._report_traffic()
         self._set_busy(False)
         # Always before the close: epoll holds the description, which somebody else may share.
         self.daemon.loop.unwatch(self.fd)

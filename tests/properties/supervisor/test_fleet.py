@@ -14,7 +14,7 @@ WANTED = st.integers(0, 12)
 TIME = st.sampled_from([0.0, 1.0, 2.0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WANTED, STAFF, TIME, TIME)
 def test_performing_the_plan_gives_what_is_wanted(
     wanted: int, staff: list[tuple[int, State]], now: float, not_before: float
@@ -39,7 +39,7 @@ def test_performing_the_plan_gives_what_is_wanted(
     assert plan(wanted, kept, now, not_before) == (0, (), None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WANTED, STAFF)
 def test_nobody_who_serves_goes_while_one_who_never_did_stays(
     wanted: int, staff: list[tuple[int, State]]

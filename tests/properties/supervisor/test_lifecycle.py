@@ -297,7 +297,7 @@ def play(pair: Pair, moves: list[str | Event]) -> None:
             pair.event(Event.PROBE_PASSED)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(MOVES)
 def test_an_obedient_worker_never_speaks_out_of_turn(moves: list[str | Event]) -> None:
     pair = Pair()

@@ -28,7 +28,7 @@ WHICH = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(WHICH, releases(), HISTORY, st.sets(st.sampled_from(PATHS)))
 def test_rollback_goes_to_something_else_that_is_there_or_says_why_not(
     which: str | None, serving: Release, history: list[Outcome], on_disk: set[str]

@@ -163,7 +163,7 @@ def test_what_is_decided_stays_decided() -> None:
         assert (Action.COMMIT in actions) is (state in DECIDING and target is State.DRAINING)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(list(Event)), max_size=40))
 def test_any_run_of_events(events: list[Event]) -> None:
     """The promises again, with events that repeat and events that come too late."""

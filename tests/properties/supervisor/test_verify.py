@@ -16,7 +16,7 @@ def samples(draw: st.DrawFn) -> Sample:
     return Sample(responses, draw(st.integers(0, responses)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(samples(), samples(), st.floats(0, 1))
 def test_only_what_is_worse_than_limit_and_predecessor_goes_back(
     new: Sample, old: Sample, limit: float

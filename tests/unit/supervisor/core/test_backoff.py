@@ -62,7 +62,7 @@ def test_a_quiet_life_forgives() -> None:
 
 
 def test_healthy_twins_do_not_forgive_the_one_that_is_waited_for() -> None:
-    """Worker 2 of 2 crashes at every start: while nobody is there in its place, only worker 1 is seen, and it is well."""
+    """Worker 2 of 2 crashes at every start; while its place is empty, all that is seen is worker 1, and it is well."""
     backoff, now, said = Backoff(), 1000.0, 0
     for _ in range(LOOP_AFTER + 3):
         verdict = after_death(backoff, now, lived_s=0.0)
