@@ -54,16 +54,20 @@ def application_path() -> "list[str]":
     return [entry for entry in sys.path if os.path.realpath(entry) != here]
 
 
-def is_there(name: str) -> bool:
-    """Can this top-level module be imported?  (Nothing is imported by asking.)"""
+def is_installed() -> bool:
+    """Would ``import quiesce`` give this project?  A release may have a package of that name, which is its own.
+
+    Nothing is imported by asking.
+    """
     from importlib.machinery import PathFinder
 
     finders = [PathFinder] + [f for f in sys.meta_path if f is not PathFinder]
     for finder in finders:  # editable installs have finders of their own
         find = getattr(finder, "find_spec", None)
-        spec = find(name, None) if find is not None else None
-        if spec is not None and spec.origin is not None:  # a namespace package has none: a stray folder
-            return True
+        spec = find("quiesce", None) if find is not None else None
+        if spec is not None:
+            folders = spec.submodule_search_locations or ()
+            return any(os.path.isdir(os.path.join(folder, "worker")) for folder in folders)
     return False
 
 
@@ -79,22 +83,29 @@ def main(argv: "list[str]") -> int:
         )
     theirs, ours = application_path(), own_path()
     sys.path[:] = ours
-    if not is_there("quiesce"):
+    if not is_installed():
         # PYTHONPATH is not ours to trust, but it may be how somebody installed us.
-        sys.path[:] = ours = [e for e in theirs if os.path.realpath(e) != os.path.realpath(os.curdir)]
-    if not is_there("quiesce"):
-        if python != supervisor_python:
+        here = os.path.realpath(os.curdir)
+        sys.path[:] = [entry for entry in theirs if os.path.realpath(entry) != here]
+        if is_installed():
+            ours = list(sys.path)
+        elif python == supervisor_python:
+            ours = ours + [root for root in roots if root not in ours]
+            theirs = theirs + [root for root in roots if root not in theirs]
+            sys.path[:] = ours
+        else:
             return refuse(
                 channel,
                 sys.executable
                 + " (Python "
                 + python
-                + ") has no quiesce, and cannot borrow that of the supervisor's "
-                "Python " + supervisor_python + ": run " + sys.executable + PIP + "quiesce",
+                + ") has no quiesce, and cannot borrow that of the supervisor's Python "
+                + supervisor_python
+                + ": run "
+                + sys.executable
+                + PIP
+                + "quiesce",
             )
-        ours = ours + [root for root in roots if root not in ours]
-        theirs = theirs + [root for root in roots if root not in theirs]
-        sys.path[:] = ours
     try:
         from quiesce.worker.main import main as run
     except Exception as exc:

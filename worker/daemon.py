@@ -19,6 +19,7 @@ from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net.acceptor import Acceptor, Listener
 from quiesce.worker.net.counters import Counters
+from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.stream import Connection
 
@@ -69,7 +70,7 @@ class Daemon:
         self.cut = 0  # connections that a drain had to end with a request unanswered
         self._ended = False  # the drain's time is over; who is left has its last words
         self._on_drained: Callable[[], None] | None = None
-        self._connections: set[Connection] = set()
+        self._connections: set[Ending] = set()
         self._by_ip: dict[str, int] = {}
         self._acceptor = Acceptor(loop, self._accepted, before_accept)
         self._blocking = getattr(app, "blocking", True)
@@ -159,13 +160,15 @@ class Daemon:
 
         ``peer`` and ``local`` are what the application sees.  A probe is not counted, limited or logged.
         """
-        sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            try:
+        try:
+            sock.setblocking(False)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError:
-                pass  # reset already; reading will tell
-        self._add(Connection(self, sock, peer, local, scheme, probe))
+            connection = Connection(self, sock, peer, local, scheme, probe)
+        except BaseException:
+            sock.close()
+            raise
+        self._add(connection)
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         sock.setblocking(False)
@@ -188,7 +191,7 @@ class Daemon:
             self.counters.connection(1, 0)
         return self.counters.open
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Ending) -> None:
         """A connection's last word."""
         self._connections.discard(connection)
         if connection.ip:

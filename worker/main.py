@@ -4,7 +4,6 @@ import faulthandler
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +14,7 @@ from quiesce.shared.errors import PeerClosed, ProtocolError
 from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.fdpass import close_all
 from quiesce.worker import fork_hooks, isolation, output
-from quiesce.worker.apps.loader import LoadError, interface_of, load, own_frames_off
+from quiesce.worker.apps.loader import LoadError, interface_of, load, one_line, own_frames_off
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.standing import State
 from quiesce.worker.daemon import Daemon
@@ -57,7 +56,12 @@ def main(channel: int, baseline: frozenset[str], own_path: Sequence[str], app_pa
         return _failed(link, WorkerExit.PROTOCOL, f"the supervisor's messages make no sense: {exc}")
     if configure is None:
         return WorkerExit.OK
-    return _serve(link, inbox, configure)
+    try:
+        return _serve(link, inbox, configure)
+    except Exception as exc:
+        faulthandler.cancel_dump_traceback_later()
+        reason = f"worker {configure.worker} met a bug of quiesce: {one_line(exc)}; please report it"
+        return _failed(link, WorkerExit.SOFTWARE, reason, _traceback(exc, whole=True))
 
 
 def _reset_signals() -> None:
@@ -196,18 +200,16 @@ def _app_failed(link: Link, conf: msg.Configure, exc: LoadError) -> int:
 
 
 def _failed(link: Link, status: WorkerExit, reason: str, detail: str = "") -> int:
-    if detail:
-        sys.stderr.write(detail)
-    complain(reason)
+    complain(reason, detail)
     link.say(msg.Failed(printable(reason)[:2000], bounded(printable(detail), msg.MAX_DETAIL_BYTES)))
     return status
 
 
-def _traceback(exc: BaseException) -> str:
-    """The application's part of a traceback, as Python prints it."""
+def _traceback(exc: BaseException, *, whole: bool = False) -> str:
+    """The application's part of a traceback, or the whole, as Python prints it."""
     with own_imports():
         import traceback
-    tb = own_frames_off(exc.__traceback__)
+    tb = exc.__traceback__ if whole else own_frames_off(exc.__traceback__)
     return "".join(traceback.format_exception(type(exc), exc.with_traceback(tb), tb))
 
 

@@ -5,12 +5,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import Any, Protocol
 
 from quiesce import __version__
 from quiesce.shared import messages as msg
 from quiesce.shared.channel import Incoming
 from quiesce.shared.errors import PeerClosed, ProtocolError
+from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.fdpass import close_all
 from quiesce.shared.messages import Message
 from quiesce.shared.scoreboard import Scoreboard
@@ -127,11 +129,12 @@ class Orders:
         self, link: Link, inbox: Inbox, daemon: Daemon, loop: Loop, conf: msg.Configure, ending: Ending | None
     ) -> None:
         self.state = State.STARTING
-        self.status = 0  # the exit status, once the loop has stopped
+        self.status: int = WorkerExit.OK  # the exit status, once the loop has stopped
         self._link, self._inbox, self._daemon, self._loop = link, inbox, daemon, loop
         self._conf, self._ending = conf, ending
         self._drain_timeout_s = ORPHAN_DRAIN_S
         self._drain_seq: int | None = None
+        self._drain_until = inf
         self._cut = 0
         self._has_accepted = False
         self._watches_write = False
@@ -175,7 +178,10 @@ class Orders:
         except BlockingIOError:
             return
         if signal.SIGTERM in numbers:  # the application may have handlers for others
-            self._handle(Event.ORPHANED)
+            # Past a drain's deadline it is the supervisor's last word before SIGKILL: what is left is cut, so
+            # that the application still ends normally.
+            is_late = self._loop.now() >= self._drain_until
+            self._handle(Event.SHUTDOWN if is_late else Event.ORPHANED)
 
     def descriptors(self) -> list[int]:
         """What a forked child must not keep."""
@@ -208,7 +214,7 @@ class Orders:
         """Something was lost before this worker served anyone: it may have been a listener."""
         if self.state is not State.LEAVING:
             self._link.say(msg.Failed(why))
-            self.status = 76  # WorkerExit.PROTOCOL
+            self.status = WorkerExit.PROTOCOL
             self._handle(Event.SHUTDOWN)
 
     def _watch_write(self) -> None:
@@ -289,6 +295,7 @@ class Orders:
         daemon, say = self._daemon, self._link.say
         if action is Action.ACCEPT:
             self._has_accepted = True
+            self._drain_until = inf
             if old is State.READY:
                 daemon.accept()
             else:
@@ -297,7 +304,8 @@ class Orders:
             daemon.quiesce()
         elif action is Action.DRAIN:
             self._cut = 0
-            self._loop.call_at(self._loop.now() + self._drain_timeout_s, self._note_cut)
+            self._drain_until = self._loop.now() + self._drain_timeout_s
+            self._loop.call_at(self._drain_until, self._note_cut)
             daemon.drain(self._drain_timeout_s, self._on_empty)
         elif action is Action.LEAVE:
             self._leave()

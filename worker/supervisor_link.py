@@ -103,10 +103,10 @@ class Link:
             self._channel.close()
 
 
-def complain(text: str) -> None:
-    """One line on standard error, whatever the application made of ``sys.stderr``."""
+def complain(text: str, before: str = "") -> None:
+    """One line on standard error, whatever the application made of ``sys.stderr``; ``before`` goes ahead as it is."""
     try:
-        sys.stderr.write(f"quiesce: {text}\n")
+        sys.stderr.write(f"{before}quiesce: {text}\n")
         sys.stderr.flush()
     except Exception:
         pass

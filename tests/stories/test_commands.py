@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import shutil
 import signal
@@ -84,7 +85,6 @@ def test_a_release_directory_that_is_gone_cannot_be_rolled_back_to(
 def test_abort_during_the_bake(tmp_path: Path, notes: Notes, port: Port) -> None:
     v1, v2 = (build(tmp_path, name, notes) for name in ("v1", "v2"))
     with running(tmp_path / "instance", v1, binds=[port.address]) as instance:
-        instance.expect("upgrade failed.*abort")
         pids = instance.worker_pids()
         with LoadClient(instance.target, *MIX) as load:
             upgrade = instance.begin("upgrade", "--release", str(v2.path), "--bake", "60")
@@ -156,6 +156,30 @@ def test_no_wait_returns_before_the_outcome(tmp_path: Path, notes: Notes, port: 
         assert_serves(instance, v2, 2)
 
 
+def test_an_upgrade_beyond_max_generations_waits_for_the_oldest(
+    tmp_path: Path, notes: Notes, port: Port
+) -> None:
+    """An idle kept connection holds r1 until its drain deadline; nobody is cut to make room, unless by --force."""
+    v1, v2, v3 = (build(tmp_path, name, notes) for name in ("v1", "v2", "v3"))
+    rollout = {"max_generations": "2", "drain_timeout": '"3s"'}
+    with running(tmp_path / "instance", v1, binds=[port.address], rollout=rollout) as instance:
+        with contextlib.closing(say(port, keep=True)) as kept:
+            assert kept.recv(4096).startswith(b"HTTP/1.1 200 ")
+            first = instance.ok("upgrade", "--release", str(v2.path))
+            second = instance.ok("upgrade", "--release", str(v3.path))
+            assert "max_generations" in second.text, second
+            # r1 was told to drain when its bake ended, a moment before `first` did.
+            assert second.ended - first.began >= 3.0
+            assert kept.recv(4096) == b"", "its drain deadline has passed"
+        assert_serves(instance, v3, 2)
+        with contextlib.closing(say(port, keep=True)) as kept:
+            assert kept.recv(4096).startswith(b"HTTP/1.1 200 ")
+            instance.ok("upgrade", "--release", str(v2.path))
+            forced = instance.ok("upgrade", "--release", str(v1.path), "--force")
+            assert forced.ended - forced.began < 2.5, forced
+        assert_serves(instance, v1, 2)
+
+
 def test_scaling_under_load(tmp_path: Path, notes: Notes, port: Port) -> None:
     v1 = build(tmp_path, "v1", notes)
     with running(tmp_path / "instance", v1, binds=[port.address]) as instance:
@@ -190,10 +214,11 @@ def test_quiesced_connections_wait_in_the_queue_and_are_answered_after_resume(
         instance.settled(2)
 
 
-def say(port: Port) -> socket.socket:
+def say(port: Port, *, keep: bool = False) -> socket.socket:
     """A connection that has said its request."""
     sock = socket.create_connection((port.host, port.number), timeout=20)
-    sock.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\nX-Nonce: 1\r\nConnection: close\r\n\r\n")
+    wish = b"keep-alive" if keep else b"close"
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\nX-Nonce: 1\r\nConnection: %b\r\n\r\n" % wish)
     return sock
 
 

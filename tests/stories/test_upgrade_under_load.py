@@ -24,7 +24,9 @@ def test_twenty_upgrades_and_rollbacks_lose_nothing(
     v1, v2, v3 = (build(tmp_path, name, notes, flavour, slow) for name in ("v1", "v2", "v3"))
     changes = Changes()
     with (
-        running(tmp_path / "instance", v1, binds=[port.address], rollout={"max_generations": "30"}) as instance,
+        running(
+            tmp_path / "instance", v1, binds=[port.address], rollout={"max_generations": "30"}
+        ) as instance,
         LoadClient(instance.target, *everything(seconds=3.0)) as load,
     ):
         load.wait_answers(200)

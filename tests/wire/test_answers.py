@@ -228,15 +228,17 @@ def test_files_are_sent_whole(tmp_path: Path) -> None:
     path.write_bytes(content)
     (tmp_path / "empty").write_bytes(b"")
     for threads in (1, 2):
-        with serving(lambda request: Response.file(str(tmp_path) + request.path), threads=threads) as served:
-            with served.connect() as sock:
-                for name, want in (("file", content), ("empty", b""), ("file", content)):
-                    sock.sendall(b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n" % name.encode())
-                    assert read_reply(sock).body == want
-                sock.sendall(b"HEAD /file HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert read_reply(sock, head_only=True).get("content-length") == "3000000"
-                sock.sendall(b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert read_reply(sock).status == 500
+        with (
+            serving(lambda request: Response.file(f"{tmp_path}{request.path}"), threads=threads) as served,
+            served.connect() as sock,
+        ):
+            for name, want in (("file", content), ("empty", b""), ("file", content)):
+                sock.sendall(b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n" % name.encode())
+                assert read_reply(sock).body == want
+            sock.sendall(b"HEAD /file HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_reply(sock, head_only=True).get("content-length") == "3000000"
+            sock.sendall(b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_reply(sock).status == 500
 
 
 def test_unread_upload_does_not_eat_the_answer() -> None:

@@ -15,6 +15,10 @@ from wire.serving import bench
 
 LIMITS = Limits(header_bytes=600, line_bytes=200, header_count=8, body_bytes=40, body_memory=8)
 
+HOST = b"GET / HTTP/1.1\r\nHost: a\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
 GOOD = {
     "plain": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
     "no space after the colon": b"GET / HTTP/1.1\r\nHost:a\r\n\r\n",
@@ -38,16 +42,12 @@ GOOD = {
     "leading zeros": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 005\r\n\r\nhello",
     "get with a body": b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
     "body beyond memory": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n" + b"x" * 30,
-    "chunked": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n",
+    "chunked": CHUNKED + b"3\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n",
     "chunked in capitals": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
-    "chunk extension": b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a="b"\r\nabc\r\n0;x\r\n\r\n',
-    "trailers": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\nZ:\r\n\r\n",
-    "leading zeros of a chunk": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0003\r\nabc\r\n000\r\n\r\n",
+    "chunk extension": CHUNKED + b'3;a="b"\r\nabc\r\n0;x\r\n\r\n',
+    "trailers": CHUNKED + b"3\r\nabc\r\n0\r\nX: y\r\nZ:\r\n\r\n",
+    "leading zeros of a chunk": CHUNKED + b"0003\r\nabc\r\n000\r\n\r\n",
 }
-
-HOST = b"GET / HTTP/1.1\r\nHost: a\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
-CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 BAD = {
     "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),

@@ -133,7 +133,10 @@ def test_deadline_ends_idle_and_half_heads_and_running_requests_politely() -> No
 
 
 def test_half_a_response_is_cut_at_the_deadline() -> None:
-    with serving(lambda request: Response(bytes(1000) for _ in range(10**9))) as served, served.connect() as sock:
+    with (
+        serving(lambda request: Response(bytes(1000) for _ in range(10**9))) as served,
+        served.connect() as sock,
+    ):
         sock.sendall(GET)
         sock.recv(1)
         drained = drain(served, 0.05)

@@ -81,7 +81,9 @@ def test_client_that_takes_nothing_is_cut() -> None:
     big = bytes(20_000_000)
     for threads in (1, 2):
         with (
-            serving(lambda request: Response(big), threads=threads, limits=Limits(send_timeout=0.1)) as served,
+            serving(
+                lambda request: Response(big), threads=threads, limits=Limits(send_timeout=0.1)
+            ) as served,
             served.connect(receive_buffer=4096) as sock,
         ):
             sock.sendall(GET)

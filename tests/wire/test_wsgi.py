@@ -88,6 +88,10 @@ def test_environ() -> None:
     assert environ["REMOTE_PORT"].isdigit()
 
 
+def test_multithread_is_true_where_it_is() -> None:
+    assert [_environ_of(GET, threads=n)["wsgi.multithread"] for n in (1, 2)] == [False, True]
+
+
 def test_content_length_and_type_are_cgi_names_only() -> None:
     environ = _environ_of(GET)
     assert not any("CONTENT_" in key for key in environ)
@@ -199,7 +203,9 @@ def test_start_response_again_with_exc_info(capfd: pytest.CaptureFixture[str]) -
         lambda environ, start_response: [b"no start_response"],
         lambda environ, start_response: start_response("abc", []) and [],
         lambda environ, start_response: start_response("200 OK", [("X", "a\nb")]) and [],
-        lambda environ, start_response: (start_response("200 OK", []), start_response("200 OK", []))[1] and [],
+        lambda environ, start_response: (
+            (start_response("200 OK", []), start_response("200 OK", []))[1] and []
+        ),
         lambda environ, start_response: start_response("200 OK", []) and None,
         lambda environ, start_response: start_response("200 OK", []) and ["text"],
         lambda environ, start_response: start_response("200 OK\r\nX: y", []) and [],
@@ -282,10 +288,12 @@ def test_iterator_waits_for_its_client_and_arrives_whole() -> None:
     for threads in (1, 2):
         ahead = 0
         limits = Limits(high_water=300_000, low_water=100_000)
-        with serving(WsgiApp(app), threads=threads, limits=limits) as served:
-            with served.connect(receive_buffer=4096) as sock:
-                sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-                sock.recv(1)
-                assert ahead < 50, "it ran ahead"
-                assert read_reply(sock, before=b"H").body == b"".join(parts)
-                assert read_to_end(sock) == b""
+        with (
+            serving(WsgiApp(app), threads=threads, limits=limits) as served,
+            served.connect(receive_buffer=4096) as sock,
+        ):
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            sock.recv(1)
+            assert ahead < 50, "it ran ahead"
+            assert read_reply(sock, before=b"H").body == b"".join(parts)
+            assert read_to_end(sock) == b""

@@ -33,7 +33,7 @@ class AsgiApp:
         self._app, self._loop = app, loop
         self._create_task = loop.aio.create_task
         self._lifespan = Lifespan(app, loop.aio)
-        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds only weak references
+        self._running: set[Cycle] = set()  # they hold their tasks, to which asyncio has only weak references
 
     def startup(self, done: Callable[[LoadError | None], None]) -> None:
         """Lifespan startup; ``done(None)`` when requests may come.  In the loop's thread."""
@@ -55,10 +55,8 @@ class AsgiApp:
         scope = scope_of(request)
         if self._lifespan.is_supported:
             scope["state"] = self._lifespan.state.copy()
-        cycle = Cycle(exchange, self._loop.aio)
-        task = self._create_task(cycle.run(self._app, scope))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        cycle = Cycle(exchange, self._loop.aio, self._running)
+        cycle.task = self._create_task(cycle.run(self._app, scope))
 
 
 def scope_of(request: "Request") -> dict[str, Any]:
@@ -80,7 +78,10 @@ def scope_of(request: "Request") -> dict[str, Any]:
 
 
 def _asks_for_websocket(request: "Request") -> bool:
-    return any(name == b"upgrade" and value.lower() == b"websocket" for name, value in request.headers)
+    for name, value in request.headers:
+        if name == b"upgrade":
+            return value.lower() == b"websocket"
+    return False
 
 
 def _refuse(exchange: "Exchange") -> None:
@@ -98,11 +99,13 @@ class Cycle:
 
     __slots__ = (
         "_aio", "_chunks", "_complete", "_exchange", "_head", "_hung_up", "_more", "_paused", "_queued",
-        "_reader", "_reading", "_started", "_writer",
+        "_reader", "_reading", "_running", "_started", "_writer", "task",
     )  # fmt: skip
 
-    def __init__(self, exchange: "Exchange", aio: asyncio.AbstractEventLoop) -> None:
-        self._exchange, self._aio = exchange, aio
+    def __init__(self, exchange: "Exchange", aio: asyncio.AbstractEventLoop, running: "set[Cycle]") -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._exchange, self._aio, self._running = exchange, aio, running
+        running.add(self)  # not a callback of the task: each would cost a turn of asyncio's queue
         self._chunks: deque[bytes] = deque()
         self._queued = 0  # bytes in _chunks
         self._more = True  # there is body that receive() has not returned
@@ -141,6 +144,7 @@ class Cycle:
     def _over(self) -> None:
         """The application has returned; a task that it left behind finds only http.disconnect."""
         self._complete = True
+        self._running.discard(self)
         self._wake(self._reader)
 
     # -- request ------------------------------------------------------------------------

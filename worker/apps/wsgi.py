@@ -54,18 +54,17 @@ class FileWrapper:
 
 
 class WsgiApp:
-    """See :class:`quiesce.worker.apps.base.App`.  ``multithread`` is what ``wsgi.multithread`` says."""
+    """See :class:`quiesce.worker.apps.base.App`."""
 
     interface = "wsgi"
     streams_body = False
     blocking = True
 
-    def __init__(self, application: Callable[..., Iterable[bytes]], *, multithread: bool = True) -> None:
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
         self._base: Environ = {
             "SCRIPT_NAME": "",
             "wsgi.version": (1, 0),
-            "wsgi.multithread": multithread,
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,
@@ -94,6 +93,7 @@ class WsgiApp:
         environ["wsgi.url_scheme"] = request.scheme
         environ["wsgi.input"] = exchange.body if exchange.body is not None else BytesIO()
         environ["wsgi.errors"] = sys.stderr
+        environ["wsgi.multithread"] = exchange.may_wait  # a thread of the pool: others run beside it
         if peer is None:
             environ["REMOTE_ADDR"] = ""
         else:

@@ -26,10 +26,14 @@ class ThreadPool(Generic[T]):
 
     def _run(self, work: Callable[[T], None], number: int) -> None:
         get, since = self._queue.get, self._since
-        while (item := get()) is not None:
+        while True:
+            item = get()
+            if item is None:
+                return
             since[number] = monotonic()
             work(item)
             since[number] = 0.0
+            del item  # or the last request would be kept until the next one comes
 
     @property
     def oldest_s(self) -> float:

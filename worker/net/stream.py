@@ -1,8 +1,8 @@
 """One connection's shell: what is read goes to the core, what the core wants is done.
 
-Loop's thread: everything but ``send``, ``send_file``, ``complete``, ``abort`` and ``wait_below``, which an exchange
-calls from wherever its application runs.  ``state`` changes under ``lock`` where a thread of the pool may be changing it
-too, that is from WORKING on until the answer.
+Loop's thread: everything but ``send``, ``send_file``, ``complete``, ``abort`` and ``wait_below``, which an
+exchange calls from wherever its application runs.  ``state`` changes under ``lock`` where a thread of the pool
+may be changing it too, that is from WORKING on until the answer.
 """
 
 import socket
@@ -12,16 +12,27 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from quiesce.shared.errors import IllegalTransition
 from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
-from quiesce.worker.core.connection import Action, Event, State, step
-from quiesce.worker.core.rejected import Rejected, reply
+from quiesce.worker.core.connection import Event
+from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
-from quiesce.worker.loops.base import ERROR, HANGUP, READ, WRITE, Timer
+from quiesce.worker.loops.base import ERROR, HANGUP, READ, WRITE
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net.body_store import BodyStore
+from quiesce.worker.net.ending import (
+    BODY,
+    FLUSHING,
+    FRESH,
+    HEAD,
+    IDLE,
+    LINGERING,
+    SENDING,
+    SKIPPING,
+    STREAMING,
+    WORKING,
+    Ending,
+)
 from quiesce.worker.net.exchange import Exchange
-from quiesce.worker.net.output import Output
 
 if TYPE_CHECKING:
     from quiesce.worker.daemon import Daemon
@@ -31,45 +42,18 @@ _AHEAD = 64 * 1024  # of pipelined input that is read while an application works
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _AGAIN = (BlockingIOError, InterruptedError)
 
-FRESH, IDLE, HEAD, BODY, WORKING = State.FRESH, State.IDLE, State.HEAD, State.BODY, State.WORKING
-STREAMING, SKIPPING, SENDING, FLUSHING = State.STREAMING, State.SKIPPING, State.SENDING, State.FLUSHING
-LINGERING, CLOSED = State.LINGERING, State.CLOSED
-_WAITING = (FRESH, IDLE)
 _WITH_BODY = (BODY, STREAMING, SKIPPING)
 
 
-class Connection(Output):
-    """One client.  Owns its socket from construction to :meth:`_close`."""
+class Connection(Ending):
+    """One client.  Owns its socket from construction to its close."""
 
+    # fmt: off
     __slots__ = (
-        "_continue",
-        "_deadline",
-        "_decoder",
-        "_eof",
-        "_events",
-        "_input",
-        "_parsing",
-        "_read",
-        "_received",
-        "_reported",
-        "_since",
-        "_store",
-        "_timer",
-        "_timer_at",
-        "_unread",
-        "busy",
-        "daemon",
-        "fd",
-        "ip",
-        "local",
-        "peer",
-        "probe",
-        "scheme",
-        "served",
-        "state",
-    )  # fmt: skip
-
-    exchange: Exchange | None
+        "_continue", "_decoder", "_eof", "_events", "_input", "_parsing", "_read", "_store", "_unread",
+        "local", "peer", "scheme", "served",
+    )
+    # fmt: on
 
     def __init__(
         self,
@@ -80,17 +64,10 @@ class Connection(Output):
         scheme: str,
         probe: bool,
     ) -> None:
-        Output.__init__(self, sock)
-        self.daemon = daemon
-        self.fd = sock.fileno()
+        Ending.__init__(self, daemon, sock, probe)
         self.peer = peer
         self.local = local
         self.scheme = scheme
-        self.probe = probe
-        self.ip = ""  # as counted by connections_per_ip
-        self.state = FRESH
-        self.exchange = None
-        self.busy = False  # counted as such
         self.served = 0  # requests
         self._input = b""  # read and not yet parsed
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
@@ -98,14 +75,8 @@ class Connection(Output):
         self._continue = False  # the client waits for 100 before it sends its body
         self._eof = False
         self._parsing = False  # _process is at work: it goes on by itself after an answer
-        self._since = 0.0  # when the head's or the body's first byte came, or when we sent our FIN
-        self._read = 0  # bytes of the body, or since our FIN
-        self._unread = 0
-        self._received = 0  # bytes that are not in the counters yet
-        self._reported = 0  # of `sent`, in the counters
-        self._timer: Timer | None = None
-        self._timer_at = inf
-        self._deadline = inf
+        self._read = 0  # bytes of the body
+        self._unread = 0  # bytes that were thrown away
         self._events = READ
         daemon.loop.watch(self.fd, self.ready, READ)
         self.arm(daemon.limits.header_timeout)
@@ -484,10 +455,6 @@ class Connection(Output):
         else:
             self.daemon.loop.call_soon_threadsafe(cut)
 
-    def _reset_on_close(self) -> None:
-        # A body that ends with the connection would look complete if we sent a FIN.
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-
     # -- after the answer -----------------------------------------------------------------------
 
     def _writable(self) -> None:
@@ -535,178 +502,7 @@ class Connection(Output):
         self.arm(self.daemon.limits.idle_timeout)
         self._set_busy(False)
 
-    def refuse(self, rejected: Rejected) -> None:
-        """Answer in the application's place, then close."""
-        if self._cut_if_begun():
-            return
-        self.event(Event.REFUSED, rejected)
-
-    def _cut_if_begun(self) -> bool:
-        """A response that began and cannot go on must not be taken for whole."""
-        exchange = self.exchange
-        if exchange is None or not exchange.started:
-            return False
-        exchange.disconnected = True
-        self._reset_on_close()
-        self.event(Event.LOST)
-        return True
-
-    def _say(self, rejected: Rejected) -> None:
-        """Queue an answer of ours, unless the application's has begun; take the exchange away."""
-        self._set_busy(True)
-        with self.lock:
-            exchange, self.exchange = self.exchange, None
-            self._drop_body()
-        if exchange is not None:
-            exchange.disconnected = True
-        head_only = exchange is not None and exchange.request.method == "HEAD"
-        self.push(None, reply(rejected, self.daemon.date(), head_only=head_only))
-        if not self.probe:
-            self.daemon.counters.response(rejected.status, 0, 0)
-        if exchange is not None:
-            exchange.tell()
-
-    def _drop_body(self) -> None:
-        self._input = b""
-        self._decoder = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-
-    def _set_busy(self, busy: bool) -> None:
-        if self.busy is not busy:
-            self.busy = busy
-            if not self.probe:
-                self.daemon.counters.connection(0, 1 if busy else -1)
-
-    def _report_traffic(self) -> None:
-        """Everything but a request's first bytes and an answer's last ones, which are counted along with them."""
-        with self.lock:
-            sent = self.sent - self._reported
-            self._reported += sent
-        received, self._received = self._received, 0
-        if not self.probe and (sent or received):
-            self.daemon.counters.traffic(received, sent)
-
-    # -- the table --------------------------------------------------------------------------------
-
-    def event(self, event: Event, rejected: Rejected | None = None) -> None:
-        """Take a step by the table, and do what it says.  The loop's thread.
-
-        ``rejected``: our own answer, with REFUSED.
-        """
-        with self.lock:
-            if self.state is CLOSED:
-                return
-            try:
-                self.state, actions = step(self.state, event)
-            except IllegalTransition as exc:  # a bug of ours: this client pays, nobody else
-                print(f"quiesce: {exc}", file=sys.stderr, flush=True)
-                self.state, actions = CLOSED, (Action.TELL, Action.CLOSE)
-        for action in actions:
-            if action is Action.FIN:
-                self._fin()
-            elif action is Action.CLOSE:
-                self._close()
-            elif action is Action.SAY:
-                assert rejected is not None
-                self._say(rejected)
-            elif action is Action.TELL:
-                self._tell()
-            elif action is Action.SAY_408:
-                self._say(Rejected(408, "the request did not come in time"))
-            elif action is Action.SAY_503:
-                self._say(Rejected(503, "this server is about to leave", retry_after_s=1))
-        if self.state is FLUSHING:
-            self._drop_body()
-            self._settle()
-
-    def _tell(self) -> None:
-        exchange = self.exchange
-        if exchange is None:
-            return
-        if self.state is WORKING:
-            exchange.tell()
-        else:
-            exchange.lose()
-
-    def _fin(self) -> None:
-        """Half-close and read on: a close with unread input is a reset, which can eat our last answer."""
-        self._report_traffic()
-        self._set_busy(True)
-        if self._eof:
-            self.event(Event.PEER_DONE)
-            return
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.event(Event.LOST)
-            return
-        self._since = monotonic()
-        self.update_interest()
-        self.arm(self.daemon.limits.linger_timeout)
-
-    def _close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._report_traffic()
-        self._set_busy(False)
-        # Always before the close: epoll holds the description, which somebody else may share.
-        self.daemon.loop.unwatch(self.fd)
-        with self.lock:
-            self._drop_body()
-            exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.disconnected = True
-        self.release()
-        self.daemon.forget(self)
-
-    def cut(self) -> None:
-        """At once, whatever it was doing."""
-        self.event(Event.LOST)
-
-    @property
-    def is_leaving(self) -> bool:
-        """It has its last answer, or a part of it."""
-        return self.state in (SENDING, FLUSHING, LINGERING)
-
-    def end(self) -> None:
-        """The drain's time is over."""
-        if not self._cut_if_begun():
-            self.event(Event.END)
-
-    # -- time ---------------------------------------------------------------------------------------
-
-    def arm(self, seconds: float) -> None:
-        """Something is due in so many seconds; 0 = nothing is.
-
-        An attribute in the usual case: a timer that comes too early looks here and sets itself again, so
-        requests cost no heap operation.
-        """
-        now = monotonic()
-        deadline = self._deadline = now + seconds if seconds else inf
-        if deadline < self._timer_at:
-            self._look_at(min(deadline, now + self.daemon.recheck_s))
-
-    def _look_at(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        self._timer = self.daemon.loop.call_at(when, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = inf
-        now = monotonic()
-        deadline = self._deadline
-        if deadline > now:
-            # Never further away than this: a thread of the pool that makes us idle sets only the attribute.
-            self._look_at(min(deadline, now + self.daemon.recheck_s))
-            return
-        self._late()
-
-    def _late(self) -> None:
+    def late(self) -> None:
         state = self.state
         exchange = self.exchange
         reading = exchange is not None and exchange.wants_body and not self._continue
@@ -717,3 +513,10 @@ class Connection(Output):
             self.daemon.counters.count(figures.TIMEOUTS)
         if not self._cut_if_begun():
             self.event(Event.DEADLINE)
+
+    def _drop_body(self) -> None:
+        self._input = b""
+        self._decoder = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None

@@ -8,7 +8,7 @@ import pytest
 
 from quiesce.shared import messages as msg
 from quiesce.shared.exitcodes import WorkerExit
-from unit.worker.fake_supervisor import BOOTSTRAP, PACKAGE, FakeSupervisor, roots
+from unit.worker.fake_supervisor import BOOTSTRAP, PACKAGE, PYTHON, FakeSupervisor, roots
 
 STDLIB_ONLY = Path(sys.base_prefix) / "bin" / "python3"
 
@@ -96,6 +96,19 @@ def test_pythonpath_may_be_how_quiesce_was_installed(tmp_path: Path, bare: str) 
         tmp_path, python=bare, lend="", version="9.9", env={"PYTHONPATH": roots()}
     ) as supervisor:
         supervisor.expect(msg.Hello)
+
+
+def test_a_package_quiesce_of_the_release_is_not_taken_for_ours(tmp_path: Path, bare: str) -> None:
+    package = tmp_path / "src" / "quiesce"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("OWNER = 'release'\n")
+    (package / "shop.py").write_text(
+        "def app(environ, start_response):\n    start_response('200 OK', []); return []\n"
+    )
+    for python in (bare, PYTHON):
+        with FakeSupervisor(tmp_path, python=python, env={"PYTHONPATH": str(tmp_path / "src")}) as supervisor:
+            supervisor.start("quiesce.shop:app")
+            assert supervisor.probe().status == 200
 
 
 def test_agents_of_the_interpreter_run(tmp_path: Path) -> None:

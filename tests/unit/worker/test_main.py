@@ -162,6 +162,35 @@ def test_a_drain_says_how_many_it_had_to_cut(site: Site) -> None:
         assert supervisor.shutdown() == WorkerExit.OK
 
 
+@pytest.mark.parametrize("interface", APPS)
+def test_an_order_to_quiesce_comes_before_a_client_that_connected_earlier(site: Site, interface: str) -> None:
+    with FakeSupervisor(site(APPS[interface])) as supervisor:
+        supervisor.start("shop")
+        supervisor.accept()
+        supervisor.signal(signal.SIGSTOP)
+        with supervisor.connect() as client:  # so both are ready in the turn that comes
+            client.sendall(request("/patience"))
+            quiesce = supervisor.send(msg.Quiesce())
+            supervisor.signal(signal.SIGCONT)
+            assert supervisor.expect(msg.Quiesced, re=quiesce).connections == 0
+            assert supervisor.probe().status == 200  # a turn later it still has not
+            supervisor.expect(msg.Hello, re=supervisor.send(msg.Identify()))
+            assert supervisor.board.slot(3)[Field.ACCEPTED] == 0
+            supervisor.expect(msg.Resumed, re=supervisor.send(msg.Resume()))
+            assert read_answer(client).body == f"{interface} /patience".encode()
+
+
+def test_something_that_is_no_socket_is_no_listener(site: Site) -> None:
+    with FakeSupervisor(site(WSGI)) as supervisor:
+        supervisor.start("shop")
+        supervisor.accept()
+        supervisor.send(
+            msg.Listen(["http2", "file"]), [supervisor.listeners["http"].fileno(), supervisor.capture]
+        )
+        assert supervisor.get().status == 200
+        assert "listener 'file' is not a socket" in supervisor.output()
+
+
 # -- the end ------------------------------------------------------------------------------
 
 
@@ -183,6 +212,25 @@ def test_an_orphan_finishes_what_it_accepted_and_leaves(site: Site, how: str) ->
             assert answer.body == b"wsgi /last"
             assert how == "eof" or answer.headers["connection"] == "close"
         assert supervisor.wait() == WorkerExit.OK
+
+
+def test_sigterm_past_the_drain_s_deadline_is_the_end(site: Site) -> None:
+    text = (
+        "import threading, atexit\natexit.register(print, 'atexit')\n"
+        "def app(environ, start_response):\n"
+        "    print('stuck'); threading.Event().wait(60)\n"
+    )
+    with FakeSupervisor(site(text)) as supervisor:
+        supervisor.start("shop", exit_timeout_s=5)
+        supervisor.accept()
+        with supervisor.connect() as client:
+            client.sendall(request())
+            wait_for(lambda: "stuck" in supervisor.output())
+            supervisor.send(msg.Drain(0))
+            assert read_answer(client).status == 503
+            supervisor.signal(signal.SIGTERM)  # the client has not closed yet
+            assert supervisor.wait() == WorkerExit.OK
+            assert "atexit" in supervisor.output()
 
 
 @pytest.mark.parametrize("interface", APPS)
@@ -626,3 +674,29 @@ def test_multiprocessing_in_an_application_does_not_run_us_again(site: Site, met
         assert supervisor.probe().body == b"[42]"
         assert supervisor.shutdown() == WorkerExit.OK
         assert supervisor.output() == ""
+
+
+def test_flask_is_served_as_it_is(site: Site) -> None:
+    pytest.importorskip("flask")
+    text = (
+        "from flask import Flask, request, stream_with_context\n"
+        "app = Flask(__name__)\n"
+        "@app.route('/hello/<name>', methods=['GET', 'POST'])\n"
+        "def hello(name):\n    return {'name': name, 'sent': len(request.get_data())}\n"
+        "@app.route('/stream')\n"
+        "def stream():\n    return stream_with_context(str(n) for n in range(5)), {'X-Own': 'yes'}\n"
+        "@app.route('/error')\n"
+        "def error():\n    raise RuntimeError('as planned')\n"
+    )
+    with FakeSupervisor(site(text)) as supervisor:
+        assert supervisor.start("shop").interface == "wsgi"
+        supervisor.accept()
+        with supervisor.connect() as client:
+            assert b'"name":"w\\u00e4"' in ask(client, "/hello/w%C3%A4").body
+            assert b'"sent":400000' in ask(client, "/hello/x", method="POST", body=b"x" * 400_000).body
+            answer = ask(client, "/stream")
+            assert (answer.body, answer.headers["x-own"]) == (b"01234", "yes")
+            assert ask(client, "/error").status == 500
+            assert ask(client, "/nowhere").status == 404
+        assert supervisor.shutdown() == WorkerExit.OK
+        assert "RuntimeError: as planned" in supervisor.output()

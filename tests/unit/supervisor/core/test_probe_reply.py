@@ -40,12 +40,12 @@ def test_an_early_answer_is_not_the_answer(early: bytes) -> None:
 
 GOOD_BY_PATH = [200, 204, 302, 399]
 GOOD_BY_ANY_ANSWER = [*GOOD_BY_PATH, 400, 404, 499]
-BAD = [199, 500, 503, 600, 999]
+BAD = [99, 199, 500, 503, 600, 999]
 
 
 @pytest.mark.parametrize("status", [*GOOD_BY_ANY_ANSWER, *BAD])
 def test_which_status_is_good(status: int) -> None:
-    reply = b"HTTP/1.1 %d Word\r\nContent-Length: 0\r\n\r\n" % status
+    reply = b"HTTP/1.1 %03d Word\r\nContent-Length: 0\r\n\r\n" % status
     assert judge("/", reply, HEALTH).passed is (status in GOOD_BY_PATH)
     assert judge("/", reply, ANY).passed is (status in GOOD_BY_ANY_ANSWER)
 
@@ -80,6 +80,7 @@ def test_what_the_application_says_cannot_move_the_terminal() -> None:
     [
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloo\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
 )
@@ -91,6 +92,10 @@ def test_a_body_that_is_too_large_to_read_is_judged_by_its_head() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n"
     assert judge("/", head + bytes(MAX_REPLY_BYTES), ANY).passed
     assert not judge("/", head + bytes(1000), ANY).passed
+
+
+def test_the_length_of_a_body_that_is_not_sent_is_not_waited_for() -> None:
+    assert judge("/", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 10\r\n\r\n", HEALTH).passed
 
 
 def test_many_small_chunks_are_judged_at_once() -> None:

@@ -1,0 +1,80 @@
+"""Bodies come out as they went in, however they are cut."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
+from quiesce.worker.core.rejected import Rejected
+
+
+def _cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    at = sorted(c % (len(data) + 1) for c in cuts)
+    return [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)]
+
+
+def _feed(made: LengthDecoder | ChunkedDecoder, pieces: list[bytes]) -> tuple[bytes, bytes]:
+    """(payload, what is left over); feeds like a connection does, which keeps what comes after the end."""
+    payload, rest = b"", b""
+    for piece in pieces:
+        if made.done:
+            rest += piece
+            continue
+        payload += made.feed(piece)
+        if made.done:
+            rest = made.rest
+    return payload, rest
+
+
+@given(st.binary(max_size=300), st.binary(max_size=50), st.lists(st.integers(0, 1000), max_size=6))
+def test_length(body: bytes, tail: bytes, cuts: list[int]) -> None:
+    assert _feed(decoder(len(body), 0, 100), _cut(body + tail, cuts)) == (body, tail)
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=6),
+    st.sampled_from([b"", b";a", b";a=b", b';a="b c"']),
+    st.lists(st.sampled_from([b"X: y", b"Z:"]), max_size=3),
+    st.binary(max_size=50),
+    st.lists(st.integers(0, 1000), max_size=8),
+)
+def test_chunked(chunks: list[bytes], ext: bytes, trailers: list[bytes], tail: bytes, cuts: list[int]) -> None:
+    data = b"".join(b"%x%s\r\n%s\r\n" % (len(c), ext, c) for c in chunks) + b"0%s\r\n" % ext
+    data += b"".join(line + b"\r\n" for line in trailers) + b"\r\n"
+    assert _feed(decoder(-1, 0, 100), _cut(data + tail, cuts)) == (b"".join(chunks), tail)
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 1000), max_size=4))
+def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int]) -> None:
+    verdicts: list[object] = []
+    for pieces in ([data], _cut(data, cuts)):
+        try:
+            verdicts.append(_feed(ChunkedDecoder(30, 20), pieces))
+        except Rejected as rejected:
+            verdicts.append(rejected.status)
+    assert verdicts[0] == verdicts[1]
+
+
+@given(st.lists(st.sampled_from([b"3", b"a", b"\r\n", b"\r", b"\n", b";", b"0", b"abc", b"x: y", b" "]), max_size=14))
+def test_nothing_but_crlf_ends_a_line(pieces: list[bytes]) -> None:
+    """Whatever is decoded completely can be read by the letter of RFC 9112 §7.1."""
+    data = b"".join(pieces)
+    made = ChunkedDecoder(0, 1000)
+    try:
+        payload = made.feed(data)
+    except Rejected:
+        return
+    if not made.done:
+        return
+    used = data[: len(data) - len(made.rest)]
+    want = b""
+    while True:
+        line, _, used = used.partition(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        if not size:
+            break
+        want += used[:size]
+        assert used[size : size + 2] == b"\r\n"
+        used = used[size + 2 :]
+    assert payload == want and used.endswith(b"\r\n")

@@ -1,0 +1,65 @@
+"""One deadline for each connection, which costs a request nothing but an attribute."""
+
+import socket
+from math import inf
+from time import monotonic
+
+from quiesce.worker.loops.base import Loop, Timer
+from quiesce.worker.net.output import Output
+
+
+class Timed(Output):
+    """A socket's sending side with a deadline.
+
+    The loop's timer is looked at lazily: it comes when it was set for, finds that the deadline has moved, and is set
+    again.  A thread of the pool that makes a connection idle only stores ``_deadline``; that is enough because
+    the timer never is further away than ``recheck_s``.
+    """
+
+    __slots__ = ("_deadline", "_loop", "_recheck_s", "_timer", "_timer_at")
+
+    def __init__(self, sock: socket.socket, loop: Loop, recheck_s: float) -> None:
+        Output.__init__(self, sock)
+        self._loop = loop
+        self._recheck_s = recheck_s
+        self._timer: Timer | None = None
+        self._timer_at = inf
+        self._deadline = inf
+
+    def arm(self, seconds: float) -> None:
+        """Something is due in so many seconds; 0 = nothing is.
+
+        An attribute in the usual case: a timer that comes too early looks here and sets itself again, so
+        requests cost no heap operation.
+        """
+        now = monotonic()
+        deadline = self._deadline = now + seconds if seconds else inf
+        if deadline < self._timer_at:
+            self._look_at(min(deadline, now + self._recheck_s))
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = inf
+        now = monotonic()
+        deadline = self._deadline
+        if deadline > now:
+            # Never further away than this: a thread of the pool that makes us idle sets only the attribute.
+            self._look_at(min(deadline, now + self._recheck_s))
+            return
+        self.late()
+
+    def disarm(self) -> None:
+        """Nothing is due any more, for good."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def late(self) -> None:
+        """The deadline has passed."""
+        raise NotImplementedError
