@@ -133,7 +133,7 @@ class Daemon:
         """All that a forked child of the application must close: it would hold connections and listeners open
         for as long as it lives."""
         listeners = [listener.fd for listener in self._acceptor.listeners.values()]
-        return [*listeners, *self.loop.descriptors(), *(connection.fd for connection in self._connections)]
+        return [*listeners, *self.loop.descriptors(), *(c.sock.fileno() for c in self._connections)]
 
     def forked(self) -> None:
         """In a forked child of the application, after its descriptors were closed: let nothing here act for

@@ -180,7 +180,7 @@ def _adapted(found: Any, interface: str, conf: msg.Configure) -> "tuple[App, Loo
     if interface == "wsgi":
         from quiesce.worker.apps.wsgi import WsgiApp
 
-        return WsgiApp(found, multithread=conf.threads > 1), EpollLoop()
+        return WsgiApp(found), EpollLoop()
     from quiesce.worker.apps.native import NativeApp
 
     return NativeApp(found), EpollLoop()

@@ -153,35 +153,33 @@ class Orders:
 
     def _watch_signals(self) -> None:
         """SIGTERM wakes the loop; SIGINT belongs to whoever has the terminal, and that is not us."""
+        # Not SIG_IGN, which the application's children would inherit.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        on_signal = getattr(self._loop, "on_signal", None)
+        if on_signal is not None:  # asyncio has one wakeup descriptor, and the application may use it too
+            on_signal(signal.SIGTERM, self._on_sigterm)
+            return
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = reader, writer
-        self._loop.watch(reader, self._on_signal)
-        # The handler writes, for loops that have a wakeup descriptor of their own (uvloop); the C level
-        # does, for a signal that the kernel delivered to another thread than the one that waits.
+        self._loop.watch(reader, self._on_wakeup)
+        # Written at C level: the kernel may deliver the signal to another thread than the one that waits.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: self._poke(writer))
-        signal.signal(
-            signal.SIGINT, lambda *_: None
-        )  # not SIG_IGN, which the application's children would inherit
+        signal.signal(signal.SIGTERM, lambda *_: None)
 
-    @staticmethod
-    def _poke(writer: int) -> None:
-        try:
-            os.write(writer, bytes((signal.SIGTERM,)))
-        except OSError:
-            pass  # full: then there is enough to wake up for
-
-    def _on_signal(self, _mask: int) -> None:
+    def _on_wakeup(self, _mask: int) -> None:
         assert self._signals is not None
         try:
             numbers = os.read(self._signals[0], 512)
         except BlockingIOError:
             return
         if signal.SIGTERM in numbers:  # the application may have handlers for others
-            # Past a drain's deadline it is the supervisor's last word before SIGKILL: what is left is cut, so
-            # that the application still ends normally.
-            is_late = self._loop.now() >= self._drain_until
-            self._handle(Event.SHUTDOWN if is_late else Event.ORPHANED)
+            self._on_sigterm()
+
+    def _on_sigterm(self) -> None:
+        # Past a drain's deadline it is the supervisor's last word before SIGKILL: what is left is cut, so that
+        # the application still ends normally.
+        is_late = self._loop.now() >= self._drain_until
+        self._handle(Event.SHUTDOWN if is_late else Event.ORPHANED)
 
     def descriptors(self) -> list[int]:
         """What a forked child must not keep."""

@@ -80,6 +80,10 @@ class AsyncioLoop:
         self._epoll.close()
         aio.close()
 
+    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+        """Call in the loop's thread, in a turn, when the signal comes."""
+        self.aio.add_signal_handler(number, callback)
+
     def descriptors(self) -> list[int]:
         """Ours, and those of asyncio's: a forked child that closed its loop would take the parent's
         descriptors out of the epoll set that both share."""

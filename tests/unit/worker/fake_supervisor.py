@@ -224,41 +224,43 @@ def ask(sock: socket.socket, path: str = "/", **fields: Any) -> Answer:
 
 
 def read_answer(sock: socket.socket) -> Answer:
-    """Read exactly one response (without interim ones): Content-Length, chunked, or up to EOF."""
-    buffer = bytearray()
+    """Read exactly one response (without interim ones): Content-Length, chunked, or up to EOF.
 
-    def more() -> bool:
-        data = sock.recv(65536)
-        buffer.extend(data)
-        return bool(data)
-
-    while b"\r\n\r\n" not in buffer:
-        assert more(), f"EOF in the head: {bytes(buffer)!r}"
-    head, _, rest = bytes(buffer).partition(b"\r\n\r\n")
-    buffer = bytearray(rest)
-    status, *lines = head.decode("latin-1").split("\r\n")
+    Not a byte more: what is pipelined behind it stays in the socket.
+    """
+    status, *lines = _until(sock, b"\r\n\r\n").decode("latin-1").split("\r\n")
     headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     code = int(status.split(" ")[1])
     if "content-length" in headers:
-        length = int(headers["content-length"])
-        while len(buffer) < length:
-            assert more(), "EOF in the body"
-        return Answer(code, headers, bytes(buffer[:length]))
+        return Answer(code, headers, _exactly(sock, int(headers["content-length"])))
+    body = b""
     if headers.get("transfer-encoding") == "chunked":
-        body = b""
-        while True:
-            while b"\r\n" not in buffer:
-                assert more(), "EOF in a chunk's head"
-            line, _, rest = bytes(buffer).partition(b"\r\n")
-            buffer = bytearray(rest)
-            size = int(line, 16)
-            while len(buffer) < size + 2:
-                assert more(), "EOF in a chunk"
-            body += buffer[:size]
-            del buffer[: size + 2]
-            if size == 0:
-                return Answer(code, headers, body)
-    if code not in (204, 304):
-        while more():
-            pass
-    return Answer(code, headers, bytes(buffer))
+        while size := int(_until(sock, b"\r\n"), 16):
+            body += _exactly(sock, size + 2)[:-2]
+        _until(sock, b"\r\n")
+    elif code not in (204, 304):
+        while data := sock.recv(65536):
+            body += data
+    return Answer(code, headers, body)
+
+
+def _until(sock: socket.socket, end: bytes) -> bytes:
+    """What comes before ``end``, which is read as well."""
+    found = b""
+    while end not in found:
+        seen = sock.recv(65536, socket.MSG_PEEK)
+        assert seen, f"EOF after {found!r}"
+        whole = found + seen
+        stop = whole.find(end)
+        take = len(seen) if stop < 0 else stop + len(end) - len(found)
+        found += sock.recv(take)
+    return found[: -len(end)]
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(min(size - len(data), 1 << 20))
+        assert part, f"EOF after {len(data)} of {size} bytes"
+        data += part
+    return bytes(data)
