@@ -33,7 +33,8 @@ _NASTY = st.sampled_from(
 _HEADERS = st.lists(
     st.sampled_from(
         [b"Host: a", b"Content-Length: 3", b"Content-Length: 0", b"Transfer-Encoding: chunked",
-         b"transfer-encoding: CHUNKED", b"X: y", b"X-Y: \xe9 z", b"Connection: close", b"Connection: keep-alive, x",
+         b"transfer-encoding: CHUNKED", b"X: y", b"X: y \t ", b"X-Y: \xe9 z", b"Connection: close",
+         b"Connection: keep-alive, x",
          b"Expect: 100-continue", b"Accept: */*", b"Cookie: a=b; c", b"Content-Length: 03", b"Upgrade: x", b"X:"]
     ),
     max_size=4,

@@ -39,7 +39,9 @@ def test_length(body: bytes, tail: bytes, cuts: list[int]) -> None:
     st.binary(max_size=50),
     st.lists(st.integers(0, 1000), max_size=8),
 )
-def test_chunked(chunks: list[bytes], ext: bytes, trailers: list[bytes], tail: bytes, cuts: list[int]) -> None:
+def test_chunked(
+    chunks: list[bytes], ext: bytes, trailers: list[bytes], tail: bytes, cuts: list[int]
+) -> None:
     data = b"".join(b"%x%s\r\n%s\r\n" % (len(c), ext, c) for c in chunks) + b"0%s\r\n" % ext
     data += b"".join(line + b"\r\n" for line in trailers) + b"\r\n"
     assert _feed(decoder(-1, 0, 100), _cut(data + tail, cuts)) == (b"".join(chunks), tail)
@@ -56,7 +58,11 @@ def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int])
     assert verdicts[0] == verdicts[1]
 
 
-@given(st.lists(st.sampled_from([b"3", b"a", b"\r\n", b"\r", b"\n", b";", b"0", b"abc", b"x: y", b" "]), max_size=14))
+@given(
+    st.lists(
+        st.sampled_from([b"3", b"a", b"\r\n", b"\r", b"\n", b";", b"0", b"abc", b"x: y", b" "]), max_size=14
+    )
+)
 def test_nothing_but_crlf_ends_a_line(pieces: list[bytes]) -> None:
     """Whatever is decoded completely can be read by the letter of RFC 9112 §7.1."""
     data = b"".join(pieces)

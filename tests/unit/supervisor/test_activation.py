@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -15,7 +16,20 @@ from quiesce.shared.errors import ConfigError
 from quiesce.supervisor.activation import take_listen_fds
 
 # Only an exec'd process can have the descriptors at their places and its own pid in its environment,
-# so a shell stands in for the service manager.
+# so the one before the exec stands in for the service manager.
+_MANAGER = """
+import fcntl, json, os, sys
+fds, given, child = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 50) for fd in fds]
+os.closerange(3, 50)
+for place, fd in enumerate(high, 3):
+    os.dup2(fd, place)
+env = {**os.environ, **given}
+if env.get("LISTEN_PID") == "ours":
+    env["LISTEN_PID"] = str(os.getpid())
+os.execve(sys.executable, [sys.executable, "-c", child], env)
+"""
+
 _CHILD = """
 import json, os, sys
 from quiesce.shared.errors import ConfigError
@@ -38,53 +52,52 @@ def sockets() -> Iterator[list[socket.socket]]:
         sock.close()
 
 
-def activated(
-    sockets: list[socket.socket], exports: str
-) -> tuple[list[list[object]] | str, list[str], list[int]]:
-    """Start the child with these sockets at 3, 4, …; returns what it found, what it left, what is inheritable."""
-    fds = [sock.fileno() for sock in sockets]
-    assert all(fd >= 3 + len(fds) for fd in fds) or fds == sorted(fds)
-    moves = " ".join(f"{3 + index}<&{fd}" for index, fd in enumerate(fds))
-    close = " ".join(f"{fd}<&-" for fd in fds if fd >= 3 + len(fds))
-    script = f'{exports}\nexec "$0" -c "$1" {moves} {close}'
+class Found(NamedTuple):
+    """What the activated process saw."""
+
+    found: list[list[object]] | str
+    left: list[str]  # variables
+    inheritable: list[int]
+
+
+def activated(sockets: list[socket.socket], fds: str, names: str | None = None, pid: str = "ours") -> Found:
+    """Start a process with these sockets at 3, 4, …"""
+    given = {"LISTEN_PID": pid, "LISTEN_FDS": fds} | ({} if names is None else {"LISTEN_FDNAMES": names})
+    numbers = [sock.fileno() for sock in sockets]
     done = subprocess.run(
-        ["/bin/sh", "-c", script, sys.executable, _CHILD],
-        pass_fds=fds,
-        capture_output=True,
+        [sys.executable, "-c", _MANAGER, json.dumps(numbers), json.dumps(given), _CHILD],
+        pass_fds=numbers,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
         timeout=30,
     )
-    found, left, inheritable = json.loads(done.stdout)
-    return found, left, inheritable
-
-
-OURS = "export LISTEN_PID=$$ "
+    return Found(*json.loads(done.stdout))
 
 
 def test_named_sockets_are_ours_and_no_childs(sockets: list[socket.socket]) -> None:
-    found, left, inheritable = activated(sockets, OURS + "LISTEN_FDS=3 LISTEN_FDNAMES=http:admin:http")
+    found, left, inheritable = activated(sockets, "3", "http:admin:http")
     assert found == [["http", 3], ["admin", 4], ["http", 5]]
     assert left == [] and inheritable == []
 
 
 def test_without_names_they_are_unknown(sockets: list[socket.socket]) -> None:
-    found, left, inheritable = activated(sockets[:2], OURS + "LISTEN_FDS=2")
+    found, left, inheritable = activated(sockets[:2], "2")
     assert found == [["unknown", 3], ["unknown", 4]]
     assert left == [] and inheritable == []
 
 
 def test_an_empty_name_is_unknown(sockets: list[socket.socket]) -> None:
-    assert activated(sockets[:2], OURS + "LISTEN_FDS=2 LISTEN_FDNAMES=:x")[0] == [["unknown", 3], ["x", 4]]
+    assert activated(sockets[:2], "2", ":x").found == [["unknown", 3], ["x", 4]]
 
 
 def test_what_is_meant_for_another_process_is_left_alone(sockets: list[socket.socket]) -> None:
-    found, left, inheritable = activated(sockets[:1], "export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=http")
+    found, left, inheritable = activated(sockets[:1], "1", "http", pid="1")
     assert found == [] and left == [] and inheritable == [3]
 
 
 def test_more_are_announced_than_there_are(sockets: list[socket.socket]) -> None:
-    found, left, _ = activated(sockets[:1], OURS + "LISTEN_FDS=2")
+    found, left, _ = activated(sockets[:1], "2")
     assert found == (
         "LISTEN_FDS=2 announces descriptor 4, which is not open; unset LISTEN_FDS, or see who passes descriptors to us"
     )

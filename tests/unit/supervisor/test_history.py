@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,16 +217,30 @@ def test_the_last_good_one_does_not_overrule_what_the_history_knows(history: His
 # -- disks that do not let us ---------------------------------------------------------------------
 
 
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system takes root (and a container that lets it)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one page."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system takes root (and a container that lets it)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "tiny", "4k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room enough."""
+    with mounted(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
 @pytest.mark.root
@@ -296,12 +311,11 @@ def test_a_state_directory_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_read_only_file_system(tiny_disk: Path) -> None:
-    history = History(str(tiny_disk), 5)
-    history.append(change(1))
-    history.save_last_good(release(1))
+def test_a_read_only_file_system(small_disk: Path) -> None:
+    history = History(str(small_disk), 5)
+    assert history.append(change(1)) == "" and history.save_last_good(release(1)) == ""
     if subprocess.run(
-        ["mount", "-o", "remount,ro", str(tiny_disk)], capture_output=True, check=False
+        ["mount", "-o", "remount,ro", str(small_disk)], capture_output=True, check=False
     ).returncode:
         pytest.skip("cannot remount here")
     assert "Read-only file system" in history.append(change(2))

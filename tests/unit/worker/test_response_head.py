@@ -42,7 +42,9 @@ def test_no_length_in_204() -> None:
 
 def test_response_takes_text_bytes_mappings_and_pairs() -> None:
     assert Response("é").body == "é".encode()
-    assert Response("", headers=[("Set-Cookie", "a"), ("Set-Cookie", "b")]).head.lines.count(b"Set-Cookie") == 2
+    assert (
+        Response("", headers=[("Set-Cookie", "a"), ("Set-Cookie", "b")]).head.lines.count(b"Set-Cookie") == 2
+    )
     assert b"Content-Type: text/html\r\n" in Response("", content_type="text/html").head.lines
     own = Response("", headers={"content-type": "x/y"}).head.lines
     assert own.lower().count(b"content-type") == 1
