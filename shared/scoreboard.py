@@ -50,6 +50,7 @@ class Field(IntEnum):
     ERRORS = 16  # responses that could not be completed
     HANDED_OUT = 17
     HANDED_IN = 18
+    OLDEST_REQUEST_NS = 19  # the oldest request that runs in the thread pool began then; 0 = none
 
 
 COUNTERS = (

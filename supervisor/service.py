@@ -87,7 +87,7 @@ class Service:
         self._watches: dict[int, list[Watch]] = {}  # by id() of the run
         self._waiters = Waiters()
         self._overrides: dict[str, str] = {}  # what `upgrade --release` and its like put in force
-        self._ids = [str(entry.get("release", "")) for entry in history.entries()]
+        self._ids = history.used_ids()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers, log_fd)
 
     @property

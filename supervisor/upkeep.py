@@ -138,7 +138,7 @@ class Upkeep:
             self._samples.append((now, serving, serving.sample()))
             # The past is forgiven when the youngest has lived long: its healthy twins prove nothing.
             youngest = max((worker.accepting_since or now for worker in serving), default=now)
-            serving.backoff = backoff.after_life(serving.backoff, now - youngest)
+            serving.backoff = backoff.after_life(serving.backoff, now - youngest, now)
         for worker in self._crew:
             worker.copy_output()
             self._check_heartbeat(worker, now)
@@ -157,10 +157,20 @@ class Upkeep:
                 worker.fail(
                     f"worker {worker.id} was inside one request for more than {limit:g} s and was killed"
                 )
-        elif turn and limits.stall_timeout and now - turn / 1e9 > limits.stall_timeout:
+        oldest = worker.counter(Field.OLDEST_REQUEST_NS)
+        if limits.request_timeout and oldest and now - oldest / 1e9 > limits.request_timeout:
+            self._replace(worker, f"a request runs for more than {limits.request_timeout:g} s")
+        if not inside and turn and limits.stall_timeout and now - turn / 1e9 > limits.stall_timeout:
             worker.fail(
                 f"the serving loop of worker {worker.id} stood still for {limits.stall_timeout:g} s; it was killed"
             )
+
+    def _replace(self, worker: Worker, why: str) -> None:
+        """One thread of its pool is stuck: its other requests finish, a new worker takes its place."""
+        if worker.state in (WorkerState.ACCEPTING, WorkerState.QUIESCED):
+            self._log.warning("worker is replaced", worker=worker.id, pid=worker.pid, reason=why)
+            worker.ask(WorkerEvent.DRAIN_ASKED)
+            self.plan()
 
 
 _WATCHED = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED, WorkerState.DRAINING))

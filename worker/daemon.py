@@ -95,6 +95,10 @@ class Daemon:
         """Close our descriptor of a listener.  What waits in its queue stays there for others."""
         self._acceptor.remove(name)
 
+    def listeners(self) -> list[str]:
+        """The names of what was added and not removed."""
+        return list(self._acceptor.listeners)
+
     def accept(self) -> None:
         """Accept connections on all listeners; also the way back from quiesce and from a drain."""
         self._step(life.Event.ACCEPT)
@@ -219,11 +223,6 @@ class Daemon:
         """The others: a request on its way, at work, or answered and not yet closed."""
         return self.counters.busy
 
-    @property
-    def oldest_request_s(self) -> float:
-        """For how long the oldest request in the thread pool has run; inline ones are on the scoreboard."""
-        return self._pool.oldest_s if self._pool is not None else 0.0
-
     def use_slot(self, slot: memoryview | None) -> None:
         """Count in this slot from now on; the figures so far go along."""
         if slot is not None:
@@ -276,6 +275,8 @@ class Daemon:
     def _beat(self) -> None:
         self._thread = get_ident()
         self.counters.slot[figures.TURN_NS] = monotonic_ns()
+        if self._pool is not None:
+            self.counters.slot[figures.OLDEST_REQUEST_NS] = self._pool.oldest_ns
         self._heartbeat = self.loop.call_at(self.loop.now() + _HEARTBEAT_S, self._beat)
 
     def _step(self, event: life.Event) -> None:

@@ -203,6 +203,10 @@ class Orders:
             self._loop.unwatch(self._link.fileno())
             self._link.close()
             self._handle(Event.ORPHANED)
+            # Nobody will say `resume`: let the address go, so that a new start finds it free while
+            # we still drain.
+            for name in self._daemon.listeners():
+                self._daemon.remove_listener(name)
             return
         if self._link.lost and not self._has_accepted:
             self._give_up(self._link.lost)

@@ -124,9 +124,9 @@ class Report:
         """
         return [f for f in self.failed if not any(f.began <= d + slack_s and f.at >= d for d in deaths)]
 
-    def stale_answers(self, since: float, until: float, release: str) -> list[Fresh]:
-        """Connections begun in [since, until) that were not answered by ``release``."""
-        return [f for f in self.fresh if since <= f.began < until and f.release != release]
+    def stale_answers(self, since: float, until: float, *releases: str) -> list[Fresh]:
+        """Connections begun in [since, until) that were answered by none of ``releases``."""
+        return [f for f in self.fresh if since <= f.began < until and f.release not in releases]
 
     def judge_tokens(self, written: Iterable[str]) -> dict[str, int]:
         """Compare with what the applications wrote down; class to count, empty when all is well."""

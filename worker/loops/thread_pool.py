@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ class ThreadPool(Generic[T]):
     def __init__(self, count: int, work: Callable[[T], None]) -> None:
         self._queue: SimpleQueue[T | None] = SimpleQueue()
         self.submit = self._queue.put
-        self._since = [0.0] * count
+        self._since = [0] * count
         # Daemon threads: one that hangs in the application must not hang the interpreter's exit.
         self._threads = [
             Thread(target=self._run, args=(work, number), name=f"quiesce-{number}", daemon=True)
@@ -30,16 +30,16 @@ class ThreadPool(Generic[T]):
             item = get()
             if item is None:
                 return
-            since[number] = monotonic()
+            since[number] = monotonic_ns()
             work(item)
-            since[number] = 0.0
+            since[number] = 0
             del item  # or the last request would be kept until the next one comes
 
     @property
-    def oldest_s(self) -> float:
-        """For how long the oldest request that runs now has run; 0 = none runs."""
+    def oldest_ns(self) -> int:
+        """Since when (CLOCK_MONOTONIC) the oldest request that runs now has run; 0 = none runs."""
         running = [since for since in self._since if since]
-        return monotonic() - min(running) if running else 0.0
+        return min(running) if running else 0
 
     @property
     def waiting(self) -> int:

@@ -20,6 +20,7 @@ ACCEPTED = int(Field.ACCEPTED)
 REFUSED = int(Field.REFUSED)
 TIMEOUTS = int(Field.TIMEOUTS)
 ERRORS = int(Field.ERRORS)
+OLDEST_REQUEST_NS = int(Field.OLDEST_REQUEST_NS)
 
 
 class Counters:

@@ -143,7 +143,7 @@ def test_the_highest_id_is_remembered_although_older_releases_served_since(histo
 
 
 def test_a_crash_in_the_middle_of_shortening_loses_nothing(history: History, tmp_path: Path) -> None:
-    (tmp_path / "history.jsonl.new").write_text("half a li")
+    (tmp_path / "history.jsonl.new").write_text("half a li" * 9999)
     for number in range(1, 12):
         assert history.append(change(number)) == ""
     assert ids(history) == ["r7", "r8", "r9", "r10", "r11"]

@@ -153,6 +153,14 @@ def test_a_manager_that_is_being_replaced_hears_it_later(tmp_path: Path) -> None
     assert not notifier.pending
 
 
+def test_the_end_does_not_wait_for_a_manager_that_is_gone(tmp_path: Path) -> None:
+    notifier = Notifier(str(tmp_path / "nobody"))
+    notifier.stopping()
+    assert notifier.pending
+    notifier.close()
+    assert not notifier.pending
+
+
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "relative/path", "/" + "x" * 200])
 def test_nobody_to_tell(address: str | None) -> None:
     notifier = Notifier(address)
