@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from quiesce.worker.apps.base import App
     from quiesce.worker.loops.base import Loop
 
+ORPHAN_IMPORT_GRACE_S = 2.0
+
 # What may be imported after the application, by interface; isolation.py says why these are named.
 _LATE = {
     "native": ("quiesce.worker.apps.native", "quiesce.worker.loops.epoll_loop"),
@@ -106,6 +108,9 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
     if conf.start_timeout_s > 0:
         # If this start hangs, its output is to show where, before the supervisor ends it.
         faulthandler.dump_traceback_later(0.9 * conf.start_timeout_s)
+        # ... and if no supervisor lives to do that, nobody else would: this thread is in the import and
+        # cannot see that the channel has ended.  SIGALRM's default action ends us.
+        signal.setitimer(signal.ITIMER_REAL, 2 * conf.start_timeout_s + ORPHAN_IMPORT_GRACE_S)
     try:
         app, loop = _application(conf)
     except LoadError as exc:
@@ -132,6 +137,8 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
             loop.stop()
             return
         faulthandler.cancel_dump_traceback_later()
+        if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:  # else the application uses it, and has set its own
+            signal.setitimer(signal.ITIMER_REAL, 0)
         threads = conf.threads if app.blocking else 1
         orders.begin(msg.Ready(app.interface, time.monotonic() - began, threads))
 

@@ -71,6 +71,7 @@ class Report:
         longest_gap_s: Longest time between two answers of one busy client, without the time in which this
             client itself did not get to run.
         gap_at: When that gap ended.
+        longest_fresh_s: Longest time from connect() to the answer of a "fresh" connection, counted likewise.
         client_stall_s: Longest time in which this client did not get to run.
         longest_wait_s: Longest wait for one answer, by kind of traffic (for people).
         fresh: Every connection of the "fresh" kind, in the order of the answers.
@@ -88,6 +89,7 @@ class Report:
     idle_closed: int = 0
     longest_gap_s: float = 0.0
     gap_at: float = 0.0
+    longest_fresh_s: float = 0.0
     client_stall_s: float = 0.0
     longest_wait_s: dict[str, float] = field(default_factory=dict)
     fresh: list[Fresh] = field(default_factory=list)

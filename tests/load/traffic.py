@@ -83,16 +83,25 @@ class Run:
         return (due, now) if now - due > STALL_S else None
 
     def gap(self, before: float, now: float) -> None:
-        """Note the time between two answers of a busy client, without what we slept through ourselves."""
-        length = now - before
-        if length <= self.report.longest_gap_s:
-            return
+        """Note the time between two answers of a busy client."""
+        if (
+            now - before > self.report.longest_gap_s
+            and (length := self._net(before, now)) > self.report.longest_gap_s
+        ):
+            self.report.longest_gap_s, self.report.gap_at = length, now
+
+    def fresh(self, before: float, now: float, release: str) -> None:
+        """Note a connection of the "fresh" kind, from its connect() to its answer."""
+        self.report.fresh.append(Fresh(before, now, release))
+        if now - before > self.report.longest_fresh_s:
+            self.report.longest_fresh_s = max(self.report.longest_fresh_s, self._net(before, now))
+
+    def _net(self, before: float, now: float) -> float:
+        """A length of time without what we slept through ourselves."""
         # The stall that ends with this answer is not in the list yet: sockets come before timers in a turn.
         current = self._stall(now)
         stalls = [*self.stalls, current] if current else self.stalls
-        length -= sum(max(0.0, min(now, end) - max(before, start)) for start, end in stalls)
-        if length > self.report.longest_gap_s:
-            self.report.longest_gap_s, self.report.gap_at = length, now
+        return now - before - sum(max(0.0, min(now, end) - max(before, start)) for start, end in stalls)
 
     def finish(self) -> Report:
         report = self.report
@@ -164,7 +173,7 @@ async def fresh(client: Client) -> None:
     await wire.send(client.request("GET", client.traffic.path, nonce, "Connection: close\r\n"))
     answer, _ = await client.take(nonce, began)
     wire.close()
-    run.report.fresh.append(Fresh(began, time.monotonic(), answer.release))
+    run.fresh(began, time.monotonic(), answer.release)
     await pause(run.stop, client.traffic.think_s)
 
 

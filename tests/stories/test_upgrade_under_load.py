@@ -26,9 +26,7 @@ def test_twenty_upgrades_and_rollbacks_lose_nothing(
     v1, v2, v3, v4 = (build(tmp_path, name, notes, flavour, slow) for name in ("v1", "v2", "v3", "v4"))
     changes = Changes()
     with (
-        running(
-            tmp_path / "instance", v1, binds=[port.address], rollout={"max_generations": "30"}
-        ) as instance,
+        running(tmp_path / "instance", v1, binds=[port.address], rollout=rollout) as instance,
         LoadClient(instance.target, *everything(seconds=3.0)) as load,
     ):
         load.wait_answers(200)
@@ -40,14 +38,16 @@ def test_twenty_upgrades_and_rollbacks_lose_nothing(
         load.wait_answers(200)
         report = load.stop()
     print(f"{flavour}: {report.total} answers in {report.ended - report.began:.1f} s {report.answers}")
-    print(f"longest gap {report.longest_gap_s:.3f} s, the client's own stall {report.client_stall_s:.3f} s")
+    stall = (
+        f"longest gap {report.longest_gap_s:.3f} s, longest fresh connection {report.longest_fresh_s:.3f} s"
+    )
+    print(f"{stall}; without the client's own stalls, up to {report.client_stall_s:.3f} s")
     print(f"longest waits {report.longest_wait_s}, idle connections closed {report.idle_closed}")
     assert_all_well(report, notes)
     changes.assert_no_old_answers(report)
     assert report.releases.keys() == {"v1", "v2", "v3", "v4"}
-    assert report.longest_gap_s < IMPORT_S / 4, (
-        f"{report.longest_gap_s:.3f} s between two answers of a busy client"
-    )
+    # Nobody waits for the import of new code: neither on a kept connection nor on a new one.
+    assert max(report.longest_gap_s, report.longest_fresh_s) < IMPORT_S / 4, stall
 
 
 def test_an_upgrade_over_a_unix_socket_and_tcp_at_once(tmp_path: Path, notes: Notes, port: Port) -> None:

@@ -338,6 +338,15 @@ def test_a_hanging_import_shows_where_before_the_time_is_up(site: Site) -> None:
         )
 
 
+def test_a_hanging_import_ends_although_its_supervisor_is_dead(site: Site) -> None:
+    """Nobody is there to kill it, and it cannot see that: its thread is in the import."""
+    with FakeSupervisor(site("import threading\nthreading.Event().wait()\n")) as supervisor:
+        supervisor.expect(msg.Hello)
+        supervisor.configure("shop", start_timeout_s=0.1)
+        supervisor.channel.close()
+        assert supervisor.wait() == -signal.SIGALRM
+
+
 def wait_for(fact: Callable[[], bool]) -> None:
     """Poll for something that only a file shows; bounded."""
     import time
