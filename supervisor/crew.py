@@ -10,7 +10,6 @@ from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import COUNTERS, SLOTS, Field, Scoreboard
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.core.backoff import Backoff
-from quiesce.supervisor.core.fleet import Member
 from quiesce.supervisor.core.lifecycle import GOING, MAY_ACCEPT, State
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.verify import Sample
@@ -46,9 +45,6 @@ class Generation:
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
-
-    def members(self) -> list[Member]:
-        return [Member(worker.number, worker.state) for worker in self]
 
     def may_accept(self) -> bool:
         return any(worker.state in MAY_ACCEPT for worker in self)

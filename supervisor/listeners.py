@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,26 +28,30 @@ class Listener(NamedTuple):
     inode: tuple[int, int] | None = None  # of a unix socket's file that we made
 
 
+Inherited = Sequence[tuple[str, int]]  # (name, descriptor)
+
+
 class Listeners:
     """All listeners of an instance."""
 
     def __init__(self) -> None:
         self._all: dict[str, Listener] = {}
 
-    def open(self, wanted: Sequence[Listen], inherited: Mapping[str, int]) -> None:
+    def open(self, wanted: Sequence[Listen], inherited: Inherited) -> None:
         """Bind or take every listener; all or none.
 
         Args:
             wanted: ``[[listen]]`` of the configuration.
-            inherited: Descriptors by name, from systemd; those that ``fd://NAME`` names are
-                taken over, the caller keeps the rest.
+            inherited: Names and descriptors, from systemd.  ``fd://NAME`` takes all of that name (the
+                sockets of one unit share it); the caller keeps its descriptors.
 
         Raises:
             ListenError: One cannot be had; those opened before it are closed again.
         """
         try:
             for item in wanted:
-                self._all[item.name] = _open(item, inherited)
+                for listener in _open(item, inherited):
+                    self._all[listener.name] = listener
         except BaseException:
             self.close()
             raise
@@ -74,12 +78,12 @@ class Listeners:
         self._all.clear()
 
 
-def _open(item: Listen, inherited: Mapping[str, int]) -> Listener:
+def _open(item: Listen, inherited: Inherited) -> list[Listener]:
     address = parse_address(item.address)
     if address.kind == FD:
-        return _take(item.name, address, inherited)
+        return _take_all(item.name, address, inherited)
     if address.kind == UNIX:
-        return _bind_unix(item, address)
+        return [_bind_unix(item, address)]
     family = socket.AF_INET6 if address.kind == TCP6 else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -92,7 +96,7 @@ def _open(item: Listen, inherited: Mapping[str, int]) -> Listener:
     except OSError as exc:
         sock.close()
         raise ListenError(f"cannot bind {address}: {_why(exc, address)}") from exc
-    return Listener(item.name, address.with_port(sock.getsockname()[1]), sock)
+    return [Listener(item.name, address.with_port(sock.getsockname()[1]), sock)]
 
 
 def _why(exc: OSError, address: Address) -> str:
@@ -109,14 +113,27 @@ def _why(exc: OSError, address: Address) -> str:
     return (exc.strerror or str(exc)).lower()
 
 
-def _take(name: str, address: Address, inherited: Mapping[str, int]) -> Listener:
-    if address.name not in inherited:
-        have = ", ".join(sorted(inherited)) or "none"
+def _take_all(name: str, address: Address, inherited: Inherited) -> list[Listener]:
+    matching = [fd for other, fd in inherited if other == address.name]
+    if not matching:
+        have = ", ".join(sorted({other for other, _ in inherited})) or "none"
         raise ListenError(
             f"no socket named {address.name!r} was passed for {address} (passed: {have}); give the .socket unit "
             f"FileDescriptorName={address.name} and start it before the service"
         )
-    sock = socket.socket(fileno=os.dup(inherited[address.name]))
+    taken: list[Listener] = []
+    try:
+        for number, fd in enumerate(matching, 1):
+            taken.append(_take(name if number == 1 else f"{name}-{number}", address, fd))
+    except BaseException:
+        for listener in taken:
+            listener.sock.close()
+        raise
+    return taken
+
+
+def _take(name: str, address: Address, fd: int) -> Listener:
+    sock = socket.socket(fileno=os.dup(fd))
     os.set_inheritable(sock.fileno(), False)
     if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.close()

@@ -110,6 +110,7 @@ class _Supervisor:
         close_on_exec_all()
         inherited = take_listen_fds(os.environ, os.getpid())
         self._notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", None))
+        self._undo.append(self._notifier.close)
         _raise_file_limit()
         self.loop = Loop()
         self._undo.append(self.loop.close)
@@ -117,7 +118,7 @@ class _Supervisor:
         self.log = Log(log_fd, settings.log.level, journal=journal_reads(log_fd))
         self.loop.on_error = _Surprises(self.log)
         self.listeners = Listeners()
-        self.listeners.open(settings.listen, dict(inherited))
+        self.listeners.open(settings.listen, inherited)
         self._undo.append(self.listeners.close)
         history = History(places.state_dir, settings.rollout.history)
         self.service = Service(self.loop, self.log, loaded, self.listeners, history, log_fd)
@@ -202,6 +203,8 @@ class _Supervisor:
 
     def _changed(self) -> None:
         """Show the truth: STATUS= and the process title, when it has changed."""
+        if self._notifier.pending:  # systemd was slow; this comes by at least once a second
+            self._notifier.flush()
         if not self._accepts:
             return
         line = status.one_line(self.service)

@@ -8,6 +8,7 @@ from quiesce.shared.errors import SpawnError
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Settings
 from quiesce.supervisor.core import backoff, fleet
+from quiesce.supervisor.core.fleet import Member
 from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
@@ -44,6 +45,7 @@ class Upkeep:
         self._log = crew.log
         self._owner = owner
         self._log_fd = log_fd
+        self._replaced: set[str] = set()  # ids of stuck workers that leave when their successors accept
         self._samples: deque[tuple[float, Generation, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
         self._respawn = self._loop.call_at(self._loop.now(), lambda: None)
         self._tick()
@@ -59,9 +61,11 @@ class Upkeep:
         elif new is WorkerState.ACCEPTING and old is WorkerState.ADMITTED:
             worker.use_log(self._log_fd)
             self._log.info("worker accepting", worker=worker.id, pid=worker.pid)
+            self._send_replaced()
 
     def buried(self, generation: Generation, worker: Worker) -> None:
         """A worker of the serving release is gone: make up for it, sooner or later."""
+        self._replaced.discard(worker.id)
         if worker.failure:
             self._after_death(generation, worker)
         self.plan()
@@ -86,7 +90,8 @@ class Upkeep:
         if generation is None or not self._owner.may_plan():
             return
         now = self._loop.now()
-        plan = fleet.plan(self.wanted, generation.members(), now, generation.backoff.not_before)
+        members = [Member(w.number, w.state) for w in generation if w.id not in self._replaced]
+        plan = fleet.plan(self.wanted, members, now, generation.backoff.not_before)
         for number in plan.retire:
             generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
         for _ in range(plan.spawn):
@@ -166,11 +171,22 @@ class Upkeep:
             )
 
     def _replace(self, worker: Worker, why: str) -> None:
-        """One thread of its pool is stuck: its other requests finish, a new worker takes its place."""
-        if worker.state in (WorkerState.ACCEPTING, WorkerState.QUIESCED):
-            self._log.warning("worker is replaced", worker=worker.id, pid=worker.pid, reason=why)
-            worker.ask(WorkerEvent.DRAIN_ASKED)
-            self.plan()
+        """One thread of its pool is stuck: a new worker takes its place, then its other requests finish."""
+        serving = self._owner.serving
+        mine = serving is not None and serving.workers.get(worker.number) is worker
+        if not mine or worker.id in self._replaced or worker.state is WorkerState.DRAINING:
+            return
+        self._log.warning("worker is replaced", worker=worker.id, pid=worker.pid, reason=why)
+        self._replaced.add(worker.id)
+        self.plan()
+
+    def _send_replaced(self) -> None:
+        """Successors accept: those that they replace may go."""
+        serving = self._owner.serving
+        stuck = [worker for worker in serving or () if worker.id in self._replaced]
+        if serving is not None and serving.accepting() >= self.wanted + len(stuck):
+            for worker in stuck:
+                worker.ask(WorkerEvent.DRAIN_ASKED)
 
 
 _WATCHED = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED, WorkerState.DRAINING))

@@ -137,7 +137,8 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
             loop.stop()
             return
         faulthandler.cancel_dump_traceback_later()
-        if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:  # else the application uses it, and has set its own
+        # Another disposition: the application uses it, and has set its own.
+        if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
             signal.setitimer(signal.ITIMER_REAL, 0)
         threads = conf.threads if app.blocking else 1
         orders.begin(msg.Ready(app.interface, time.monotonic() - began, threads))

@@ -48,7 +48,8 @@ def parse_env_file(text: str, name: str) -> dict[str, str]:
         ConfigError: A line is none of these; its value is not shown.
     """
     env: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): a form feed or U+2028 in a value ends no line.
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line[0] in "#;":
             continue
@@ -56,6 +57,8 @@ def parse_env_file(text: str, name: str) -> dict[str, str]:
         key = key.strip()
         if not equals or not key.isidentifier():
             raise ConfigError(f"{name}:{number}: a line must be NAME=value")
+        if "\0" in value:
+            raise ConfigError(f"{name}:{number}: a NUL cannot be in the environment; is this a text file?")
         env[key] = _unquote(value.strip(), f"{name}:{number}")
     return env
 

@@ -76,15 +76,23 @@ def test_output_lets_go_of_a_pipe_that_somebody_holds() -> None:
 
 
 def test_footprint_counts() -> None:
-    before = footprint(os.getpid())
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait)
-    thread.start()
-    with open(os.devnull) as _, subprocess.Popen(["sleep", "100"]) as child:
-        more = footprint(os.getpid()) - before
-        child.kill()
-    stop.set()
-    thread.join()
+    # In a process of its own: here, a thread of the test before may still be leaving the kernel.
+    program = (
+        "import subprocess, sys, threading\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "file, child = open('/dev/null'), subprocess.Popen(['sleep', '100'])\n"
+        "print(flush=True); sys.stdin.readline(); child.kill(); child.wait()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        before = footprint(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        more = footprint(process.pid) - before
     assert (more.descriptors, more.threads, more.children) == (1, 1, 1)
     assert before.rss_kib > 1000
 

@@ -148,6 +148,7 @@ def test_a_crash_in_the_middle_of_shortening_loses_nothing(history: History, tmp
         assert history.append(change(number)) == ""
     assert ids(history) == ["r7", "r8", "r9", "r10", "r11"]
     assert not (tmp_path / "history.jsonl.new").exists()
+    assert "half" not in (tmp_path / "history.jsonl").read_text()
 
 
 # -- the last good one --------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from quiesce.supervisor.config import Listen
 from quiesce.supervisor.listeners import Listeners
 
 
-def opened(*wanted: Listen, inherited: dict[str, int] | None = None) -> Listeners:
+def opened(*wanted: Listen, inherited: list[tuple[str, int]] | None = None) -> Listeners:
     listeners = Listeners()
-    listeners.open(wanted, inherited or {})
+    listeners.open(wanted, inherited or [])
     return listeners
 
 
@@ -148,7 +148,7 @@ def test_an_unknown_owner_is_a_configuration_error_and_leaves_no_descriptor(tmp_
 def test_a_passed_socket_is_found_by_name_and_made_non_blocking() -> None:
     with socket.create_server(("127.0.0.1", 0)) as passed:
         passed.setblocking(True)
-        listeners = opened(Listen("http", "fd://web"), inherited={"web": passed.fileno()})
+        listeners = opened(Listen("http", "fd://web"), inherited=[("web", passed.fileno())])
         (listener,) = listeners
         assert listener.address.port == passed.getsockname()[1]
         assert not os.get_blocking(passed.fileno()), "O_NONBLOCK lives on the shared description"
@@ -159,9 +159,18 @@ def test_a_passed_socket_is_found_by_name_and_made_non_blocking() -> None:
 
 def test_a_missing_name_is_refused_with_what_there_is() -> None:
     with pytest.raises(ListenError, match=r"no socket named 'web'.*passed: other"):
-        opened(Listen("http", "fd://web"), inherited={"other": 0})
+        opened(Listen("http", "fd://web"), inherited=[("other", 0)])
 
 
 def test_a_passed_descriptor_that_does_not_listen_is_refused() -> None:
     with socket.socket() as plain, pytest.raises(ListenError, match="ListenStream"):
-        opened(Listen("http", "fd://web"), inherited={"web": plain.fileno()})
+        opened(Listen("http", "fd://web"), inherited=[("web", plain.fileno())])
+
+
+def test_all_sockets_of_one_unit_share_a_name_and_all_are_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        passed = [("web", one.fileno()), ("other", 0), ("web", two.fileno())]
+        listeners = opened(Listen("http", "fd://web"), inherited=passed)
+        assert listeners.names() == ["http", "http-2"]
+        assert {item.address.port for item in listeners} == {one.getsockname()[1], two.getsockname()[1]}
+        listeners.close()

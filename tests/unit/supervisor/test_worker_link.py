@@ -35,7 +35,7 @@ class Stage:
         self.out = os.memfd_create("log")
         self.log = Log(self.out, "debug", journal=False)
         self.listeners = Listeners()
-        self.listeners.open((Listen("http", "127.0.0.1:0"), Listen("admin", "127.0.0.1:0")), {})
+        self.listeners.open((Listen("http", "127.0.0.1:0"), Listen("admin", "127.0.0.1:0")), [])
         self.scoreboard = Scoreboard.create()
         self.capture = Capture()
         ours, theirs = make_pair()
