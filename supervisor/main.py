@@ -244,7 +244,7 @@ class _Supervisor:
         try:
             self.service.upgrade({}, None, {}, Watch(lambda text: None, self._log_ended, lambda: None))
         except QuiesceError as exc:
-            self.log.error("SIGHUP: no upgrade", why=str(exc))
+            self.log.warning("SIGHUP: no upgrade", why=str(exc))
 
     def _log_ended(self, ended: Ended) -> None:
         if ended.code == Exit.OK:

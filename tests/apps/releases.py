@@ -20,6 +20,7 @@ class Behaviour:
         import_s: How long the import takes.
         on_import: ``ok``, ``exit``, ``exit 0``, ``raise``, ``kill`` or ``hang``.
         health: Status of ``/healthz`` and of ``GET /`` without a nonce (what a probe sends).
+        serves: Status of what the load client asks for; probes are answered by ``health``.
         dies_after_requests: Dies in the request after so many of the load client's.
         dies_after_s: Dies in the first request so long after the load client's first.
         print_bytes: Printed to standard output with each request of the load client, newline included.
@@ -30,6 +31,7 @@ class Behaviour:
     import_s: float = 0.0
     on_import: str = "ok"
     health: int = 200
+    serves: int = 200
     dies_after_requests: int = 0
     dies_after_s: float = 0.0
     print_bytes: int = 0

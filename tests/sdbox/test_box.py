@@ -33,7 +33,9 @@ ExecStart={sys.executable} /tmp/notifying.py
 @pytest.fixture(scope="module")
 def box() -> Iterator[Box]:
     require_boxes()
-    with Box("box") as box:
+    # This interpreter, wherever it lies: a box has a /tmp of its own, and a checkout may lie in ours.
+    prefixes = {sys.prefix, sys.base_prefix}
+    with Box("box", [f"{prefix}:ro" for prefix in sorted(prefixes) if not prefix.startswith("/usr")]) as box:
         yield box
 
 

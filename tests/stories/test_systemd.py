@@ -193,7 +193,7 @@ def test_reload_of_a_broken_release_fails_and_the_old_one_serves(instance: Insta
 def test_stop_leaves_no_process_and_no_failure(instance: Instance) -> None:
     assert instance.ctl("start")[0] == 0
     assert len(instance.pids()) >= 3  # a supervisor, two workers
-    with LoadClient(instance.target, busy(2), max_answers=20) as load:
+    with LoadClient(instance.target, busy(2), max_answers=20, wait_started=False) as load:
         load.wait_report()
     code, said = instance.ctl("stop", instance.socket, instance.service)
     assert code == 0, said

@@ -116,7 +116,7 @@ def answer(path, query, nonce, upload):
         ready = behaviour.HEALTH == 200
         return Page(nonce, b"well" if ready else b"the doctor is out", status=behaviour.HEALTH)
     if path == "/":
-        return Page(nonce, b"welcome")
+        return Page(nonce, b"welcome", status=behaviour.SERVES)
     if path == "/post":
         note("tokens", upload.head.decode())
         return Page(nonce, b"stored " + upload.head)
