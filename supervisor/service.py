@@ -86,7 +86,6 @@ class Service:
         self._log_fd = log_fd
         self._watches: dict[int, list[Watch]] = {}  # by id() of the run
         self._waiters = Waiters()
-        self._overrides: dict[str, str] = {}  # what `upgrade --release` and its like put in force
         self._ids = history.used_ids()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers, log_fd)
 
@@ -107,8 +106,8 @@ class Service:
         """Read the configuration again, look at the disk, roll out what is there.
 
         Args:
-            options: `release`, `python`, `app` of the command, which stay in force until the
-                configuration's own value changes.
+            options: `release`, `python`, `app` of the command, for this once: the next upgrade
+                without them does what the configuration says.
             label: The deployer's word for it.
             plan: `bake` (seconds), `force` and `if_changed` (bool).
             watch: Who waits.
@@ -121,16 +120,9 @@ class Service:
             ConfigError: What is asked for cannot be meant; nothing was touched.
         """
         self._refuse_if_busy()
-        overrides = {**self._overrides, **options}
         again = self.loaded.reload()
-        for key in ("release", "python", "app"):
-            if key not in options and _service_value(again, key) != _service_value(self.loaded, key):
-                overrides.pop(key, None)  # the configuration has spoken since
-        loaded = (
-            self.loaded.reload({f"service.{key}": value for key, value in overrides.items()})
-            if overrides
-            else again
-        )
+        named = {f"service.{key}": value for key, value in options.items()}
+        loaded = self.loaded.reload(named) if named else again
         release = resolve(loaded.settings, self._new_id(), label)
         if plan.get("if_changed") and self.serving is not None and release.same_as(self.serving.release):
             return None
@@ -139,7 +131,7 @@ class Service:
             self.notice("the listeners of the configuration have changed: that takes a restart")
         if again.settings.service.workers != self.settings.service.workers:
             self.upkeep.wanted = again.settings.service.workers  # else `scale` stays in force
-        self.loaded, self._overrides = again, overrides
+        self.loaded = again
         self._ids.append(release.id)
         return self._roll_out("upgrade", release, recipe, plan, watch)
 
@@ -156,8 +148,6 @@ class Service:
         on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
-        if self._overrides:
-            self._overrides = {"release": release.path, "app": release.app}
         return self._roll_out("rollback", release, recipe, {}, watch)
 
     def start(self, watch: Watch) -> None:
@@ -484,10 +474,6 @@ class Service:
         self.log.error(text)
         self.notices.append(text)
         del self.notices[:-8]
-
-
-def _service_value(loaded: Loaded, key: str) -> object:
-    return getattr(loaded.settings.service, key)
 
 
 def _id(generation: Generation | None) -> str:

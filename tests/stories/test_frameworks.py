@@ -30,7 +30,9 @@ def test_an_upgrade_to_another_directory_with_another_virtualenv(
     current = tmp_path / "current"
     link(current, v1.path)
     changes = Changes()
-    with running(tmp_path / "instance", v1, binds=[port.address], path=current) as instance:
+    with running(
+        tmp_path / "instance", v1, "--interface", "auto", binds=[port.address], path=current
+    ) as instance:
         with LoadClient(instance.target, *everything(2.0)) as load:
             load.wait_answers(50)
             link(current, v2.path)

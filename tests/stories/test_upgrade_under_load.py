@@ -26,7 +26,9 @@ def test_twenty_upgrades_and_rollbacks_lose_nothing(
     v1, v2, v3, v4 = (build(tmp_path, name, notes, flavour, slow) for name in ("v1", "v2", "v3", "v4"))
     changes = Changes()
     with (
-        running(tmp_path / "instance", v1, binds=[port.address], rollout=rollout) as instance,
+        running(
+            tmp_path / "instance", v1, "--interface", "auto", binds=[port.address], rollout=rollout
+        ) as instance,
         LoadClient(instance.target, *everything(seconds=3.0)) as load,
     ):
         load.wait_answers(200)
@@ -48,6 +50,25 @@ def test_twenty_upgrades_and_rollbacks_lose_nothing(
     assert report.releases.keys() == {"v1", "v2", "v3", "v4"}
     # Nobody waits for the import of new code: neither on a kept connection nor on a new one.
     assert max(report.longest_gap_s, report.longest_fresh_s) < IMPORT_S / 4, stall
+
+
+def test_upgrades_faster_than_transfers_lose_nothing_by_default(
+    tmp_path: Path, notes: Notes, port: Port
+) -> None:
+    """Uploads of three seconds, upgrades of half a one, `max_generations` as it comes: upgrades wait, nobody is cut."""
+    releases = [build(tmp_path, name, notes) for name in ("v1", "v2", "v3")]
+    changes = Changes()
+    with (
+        running(tmp_path / "instance", releases[0], binds=[port.address]) as instance,
+        LoadClient(instance.target, *everything(seconds=3.0)) as load,
+    ):
+        for turn in range(1, 6):
+            release = releases[turn % 3]
+            changes.ok(instance, release.name, "upgrade", "--release", str(release.path))
+        load.wait_answers(200)
+        report = load.stop()
+    assert_all_well(report, notes)
+    changes.assert_no_old_answers(report)
 
 
 def test_an_upgrade_over_a_unix_socket_and_tcp_at_once(tmp_path: Path, notes: Notes, port: Port) -> None:

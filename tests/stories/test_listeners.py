@@ -1,4 +1,4 @@
-"""Files at the path of a unix listener: stale, foreign, replaced."""
+"""Listening addresses of every kind, and what lies at the path of a unix one: stale, foreign, replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apps import Notes, build
-from harness import prepared, running
+from harness import Port, get, prepared, reserved_port, running
 from load import LoadClient, fresh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -64,3 +64,17 @@ def test_a_file_that_replaced_ours_is_not_removed(tmp_path: Path, notes: Notes) 
         other.bind(str(path))
         inode = path.stat().st_ino
     assert path.stat().st_ino == inode
+
+
+def test_every_kind_of_address_at_once(tmp_path: Path, notes: Notes, port: Port) -> None:
+    v1, v2 = (build(tmp_path, name, notes) for name in ("v1", "v2"))
+    with reserved_port("::1") as port6:
+        binds = [port.address, port6.address, f"unix:{tmp_path}/shop.sock", f"unix:@quiesce-{port.number}"]
+        with running(tmp_path / "instance", v1, binds=binds) as instance:
+            assert len(instance.status()["listeners"]) == 4
+            for release in (v1, v2):
+                assert [get(bind.replace("@", "\0"), "/").release for bind in binds] == [release.name] * 4
+                if release is v1:
+                    instance.ok("upgrade", "--release", str(v2.path))
+        with pytest.raises(ConnectionRefusedError):
+            get(port6.address, "/")
