@@ -93,6 +93,7 @@ class Configure(NamedTuple):
     request_timeout_s: float = 0.0  # 0: none
     limits: dict[str, float] = {}  # keys of [limits]; nobody may mutate it
     log_level: str = "info"
+    drain_timeout_s: float = 30.0  # for a worker that has to leave without being told how
 
 
 class Listen(NamedTuple):

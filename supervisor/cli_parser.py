@@ -225,12 +225,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(_teach(str(exc), argv), exc.usage) from None
 
 
+# What people type who come from elsewhere.
+OTHER_WORDS = {
+    "reload": "upgrade", "restart": "upgrade", "deploy": "upgrade", "phased-restart": "upgrade",
+    "undo": "rollback", "revert": "rollback", "kill": "stop", "quit": "stop", "ps": "status", "top": "status --watch",
+}  # fmt: skip
+
+
 def _teach(message: str, argv: Sequence[str]) -> str:
     from quiesce.supervisor.config_text import nearest
 
     if message.startswith("argument COMMAND: invalid choice"):
         word = message.split("'")[1] if "'" in message else ""
-        guess = nearest(word, [command.name for command in COMMANDS if not command.later])
+        guess = OTHER_WORDS.get(word) or nearest(word, [c.name for c in COMMANDS if not c.later])
         hint = f"did you mean `quiesce {guess}`?" if guess else "`quiesce` alone lists the commands"
         return f'there is no command "{word}"; {hint}'
     unknown = message.removeprefix("unrecognized arguments: ")

@@ -49,7 +49,8 @@ class History:
                 release = Release.from_json({**entry, "id": entry.get("release")})
             except ConfigError:
                 continue
-            found.append((_time_of(entry), Outcome(release, str(entry.get("outcome")))))
+            left = entry.get("from") if entry.get("command") == "rollback" else None
+            found.append((_time_of(entry), Outcome(release, str(entry.get("outcome")), str(left or ""))))
         good, at, _ = self._read_last_good()
         if good is not None and not any(good.same_as(outcome.release) for _, outcome in found):
             place = sum(then <= at for then, _ in found)

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -106,6 +107,7 @@ class _Supervisor:
         self._told = told
         self._code = int(Exit.OK)
         self._accepts = False
+        self._ended = False
         self._undo: list[Callable[[], None]] = []
         close_on_exec_all()
         inherited = take_listen_fds(os.environ, os.getpid())
@@ -122,6 +124,7 @@ class _Supervisor:
         self._undo.append(self.listeners.close)
         history = History(places.state_dir, settings.rollout.history)
         self.service = Service(self.loop, self.log, loaded, self.listeners, history, log_fd)
+        self.service.log_file = _file_behind(log_fd)
         self._undo.append(self.service.crew.close)
         self.service.on_change = self._changed
         self.service.on_gone = self._gone
@@ -198,6 +201,7 @@ class _Supervisor:
             "health": terms.rule.text,
             "config_file": service.loaded.file,
             "runtime_dir": self._places.runtime_dir,
+            "log": self.service.log_file,
             "notices": list(service.notices),
         }
 
@@ -236,6 +240,8 @@ class _Supervisor:
 
     def _on_hup(self) -> None:
         """Upgrade; after SIGWINCH: resume."""
+        if self._is_changing("SIGHUP"):
+            return
         if self.service.upkeep.held:
             self.log.info("SIGHUP: resuming")
             self.service.upkeep.unhold()
@@ -245,6 +251,15 @@ class _Supervisor:
             self.service.upgrade({}, None, {}, Watch(lambda text: None, self._log_ended, lambda: None))
         except QuiesceError as exc:
             self.log.warning("SIGHUP: no upgrade", why=str(exc))
+
+    def _is_changing(self, name: str) -> bool:
+        """A rollout quiesces and resumes by itself: a second hand would upset its table."""
+        try:
+            self.service.refuse_if_busy()
+        except Busy as exc:
+            self.log.warning(f"{name} ignored", why=str(exc))
+            return True
+        return False
 
     def _log_ended(self, ended: Ended) -> None:
         if ended.code == Exit.OK:
@@ -263,6 +278,8 @@ class _Supervisor:
     def _on_winch(self) -> None:
         # A terminal sends it whenever its window changes size.
         if _has_terminal():
+            return
+        if self._is_changing("SIGWINCH"):
             return
         self.log.info("SIGWINCH: quiescing all workers; SIGHUP resumes")
         self.service.upkeep.hold()
@@ -294,6 +311,9 @@ class _Supervisor:
 
     def _gone(self) -> None:
         """The last worker is reaped."""
+        if self._ended:
+            return
+        self._ended = True
         self._told(StartReport(int(Exit.DOWN), "stopped before it accepted"))
         self.operations.stopped()
         self.log.info("quiesce has stopped", name=self.service.settings.service.name)
@@ -392,6 +412,13 @@ def _open_log(file: str) -> int:
         return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as exc:
         raise ConfigError(f"cannot open log.file {file}: {exc.strerror}") from exc
+
+
+def _file_behind(fd: int) -> str | None:
+    """The path of the log, if it is a regular file (`start`, or `2>>shop.log`)."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 def _raise_file_limit() -> None:

@@ -173,7 +173,7 @@ class Operations:
         if type(wanted) is not int or not 1 <= wanted <= 1000:
             raise ConfigError("scale wants a number of workers from 1 to 1000")
         service = self._service
-        before = {worker.id for worker in service.crew}
+        before = {worker.id for worker in (*service.crew, *service.losses)}
         service.scale(wanted)
         if args.get("no_wait"):
             reply.result(Exit.OK, f"{wanted} workers are wanted; see `quiesce status`")
@@ -189,7 +189,7 @@ class Operations:
             ):
                 return True
             workers = list(service.serving)
-            lost.extend(worker for worker in workers if worker.failure and worker.id not in before)
+            lost.extend(worker for worker in service.losses if worker.id not in before)
             staying = [worker for worker in workers if worker.state not in GOING]
             there = WorkerState.PROVEN if service.upkeep.held else WorkerState.ACCEPTING
             quiet = (WorkerState.QUIESCED,)
@@ -205,7 +205,9 @@ class Operations:
             elif service.upkeep.wanted != wanted:
                 reply.result(Exit.BUSY, f"another command wants {service.upkeep.wanted} workers now")
             else:
-                reply.result(Exit.OK, f"{plural(wanted, 'worker')} of {_serving(service)} serve")
+                reply.result(
+                    Exit.OK, f"{plural(wanted, 'worker')} of {_serving(service)} serve{'s' * (wanted == 1)}"
+                )
 
         service.when(settled, answer)
 

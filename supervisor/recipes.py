@@ -37,6 +37,7 @@ def recipe(settings: Settings, release: Release) -> Recipe:
         request_timeout_s=worker.request_timeout,
         limits=limits,
         log_level=settings.log.level,
+        drain_timeout_s=rollout.drain_timeout,
     )
     rule = health_rule(
         rollout.health_path,

@@ -126,6 +126,8 @@ def _facts(doc: Doc, now: float, width: int) -> list[str]:
     )
     safe = "yes" if doc.get("crash_safe") else f"no: {clean(doc.get('crash_safe_reason', 'unknown'))}"
     rows.append(("crash safe", safe))
+    if doc.get("log"):
+        rows.append(("log", clean(doc["log"])))
     requests = doc.get("counters", {}).get("requests_total")
     if requests is not None:
         rows.append(("requests", number(requests)))
@@ -251,6 +253,8 @@ def banner(data: Doc, command: str = "run", address: str = "") -> str:
         ("health", clean(data.get("health", "?"))),
         ("config", clean(data.get("config_file") or "none")),
     ]
+    if data.get("log"):
+        rows.append(("log", clean(data["log"])))
     lines = [f"quiesce serves {' '.join(urls) or 'nowhere'}"]
     lines += [f"  {label:<9} {text}" for label, text in rows]
     lines += [f"! {clean(notice)}" for notice in data.get("notices", ())]

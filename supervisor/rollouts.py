@@ -22,6 +22,7 @@ from quiesce.supervisor.worker_link import Worker
 
 BAKE_LOOK_S = 0.25  # how often the bake looks at errors and heartbeats
 BAKE_PROBE_S = 1.0  # how often it asks every new worker the health questions again
+BAKE_PATIENCE_S = 10.0  # for an answer; the bake does not end well before it
 STALLED_S = 5.0  # in the bake a new worker's loop that stands still this long is a reason to go back
 
 _ALIVE_AND_WELL = (WorkerState.PROVEN, WorkerState.ADMITTED, WorkerState.ACCEPTING)
@@ -76,6 +77,8 @@ class RolloutRun:
         self._bake: Timer | None = None
         self._look: Timer | None = None
         self._probers: list[Prober] = []
+        self._hushed: list[Worker] = []  # old workers that we told to quiesce, and nobody else
+        self._bake_is_over = False  # only a probe that is under way is waited for
         self._next_probe = self._probed_at = 0.0
         self._baseline = Sample()
         self._old_sample = Sample()
@@ -92,9 +95,13 @@ class RolloutRun:
         """Does it still stand open?  Then a second change is refused."""
         return self.state in table.DECIDING
 
+    @property
+    def is_baking(self) -> bool:
+        return self.state is State.BAKING
+
     def begin(self) -> None:
         """Spawn the new set.  (An `abort` may come before it.)"""
-        self._tell(f"starting {plural(self.plan.wanted, 'worker')}")
+        self._tell(f"starting {plural(self.plan.wanted, 'worker')} from {self.release.path}")
         for _ in range(self.plan.wanted):
             try:
                 self._crew.spawn(self.new)
@@ -157,15 +164,11 @@ class RolloutRun:
         return None
 
     def _is_back(self) -> bool:
+        """Accept all those again that we had quiesced, and no new one?"""
         if any(_may_still_accept(worker) for worker in self.new):
             return False
-        return all(
-            worker.state in GOING or worker.state in COMING or worker.state in self._resumed_states()
-            for worker in self._old()
-        )
-
-    def _resumed_states(self) -> tuple[WorkerState, ...]:
-        return (WorkerState.QUIESCED,) if self._boss.is_held() else (WorkerState.ACCEPTING,)
+        resumed = WorkerState.QUIESCED if self._boss.is_held() else WorkerState.ACCEPTING
+        return all(worker.state is resumed or worker.state in GOING for worker in self._hushed)
 
     def _old(self) -> list[Worker]:
         return list(self.old) if self.old is not None else []
@@ -211,7 +214,8 @@ class RolloutRun:
         for worker in self._old():
             if worker.state in COMING:
                 worker.ask(WorkerEvent.LEAVE_ASKED)
-            elif worker.state not in GOING:
+            elif worker.state not in GOING and worker.state is not WorkerState.QUIESCED:
+                self._hushed.append(worker)
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
 
     def _arm_bake(self) -> None:
@@ -223,9 +227,15 @@ class RolloutRun:
             self._loop.call_soon(lambda: self._event(Event.BAKE_OVER))
             return
         self._tell(f"baking for {self.plan.bake_s:g} s; {self._old_id()} is quiesced and can be resumed")
-        self._bake = self._loop.call_at(now + self.plan.bake_s, lambda: self._event(Event.BAKE_OVER))
+        self._bake = self._loop.call_at(now + self.plan.bake_s, self._end_bake)
         self._next_probe = now + BAKE_PROBE_S
         self._look = self._loop.call_at(now + BAKE_LOOK_S, self._look_at_bake)
+
+    def _end_bake(self) -> None:
+        """Its time is up: well, unless a probe is still without an answer."""
+        self._bake_is_over = True
+        if not self._probers:
+            self._event(Event.BAKE_OVER)
 
     def _look_at_bake(self) -> None:
         self._look = None
@@ -246,11 +256,11 @@ class RolloutRun:
                     f"the serving loop of worker {worker.id} stands still since {now - turn / 1e9:.0f} s"
                 )
                 return
-        patience = self.new.recipe.terms.start_timeout_s
+        patience = min(BAKE_PATIENCE_S, self.new.recipe.terms.start_timeout_s)
         if self._probers and now - self._probed_at > patience:
             self._gate_failed(f"a health probe during the bake was not answered within {patience:g} s")
             return
-        if now >= self._next_probe and not self._probers:
+        if now >= self._next_probe and not self._probers and not self._bake_is_over:
             self._next_probe, self._probed_at = now + BAKE_PROBE_S, now
             for worker in self.new:
                 if worker.state is WorkerState.ACCEPTING:
@@ -261,6 +271,8 @@ class RolloutRun:
         def done(verdict: Verdict) -> None:
             if prober in self._probers:
                 self._probers.remove(prober)
+            if self._bake_is_over and not self._probers and verdict.passed:
+                self._event(Event.BAKE_OVER)
             # A worker that died answers nothing; its death says more than that.
             if not verdict.passed and worker.state is WorkerState.ACCEPTING:
                 self._loop.call_at(self._loop.now() + 0.05, lambda: self._judge_bake_probe(worker, verdict))
@@ -294,8 +306,8 @@ class RolloutRun:
 
     def _resume_old(self) -> None:
         self._tell(f"going back to {self._old_id()}: {self.reason}")
-        for worker in self._old():
-            if worker.state not in GOING and worker.state not in COMING and not self._boss.is_held():
+        for worker in self._hushed:
+            if worker.state not in GOING and not self._boss.is_held():
                 worker.ask(WorkerEvent.RESUME_ASKED)
 
     def _discard_new(self) -> None:

@@ -5,6 +5,7 @@ The one place where rollouts, fleet and commands meet.  It decides nothing that 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from quiesce.supervisor.core.releases import (
     next_id,
     was_rolled_back,
 )
+from quiesce.supervisor.core.rollout import phase
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.crew import Crew, Generation, Recipe
 from quiesce.supervisor.history import History
@@ -81,6 +83,8 @@ class Service:
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
         self.stopping = Stopping.NO
         self.notices: list[str] = []
+        self.log_file: str | None = None  # for people who ask where it is
+        self.losses: deque[Worker] = deque(maxlen=64)  # workers that nobody had asked to leave
         self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
         self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
         self._log_fd = log_fd
@@ -119,7 +123,7 @@ class Service:
             Busy: A change is being decided.
             ConfigError: What is asked for cannot be meant; nothing was touched.
         """
-        self._refuse_if_busy()
+        self.refuse_if_busy()
         again = self.loaded.reload()
         named = {f"service.{key}": value for key, value in options.items()}
         loaded = self.loaded.reload(named) if named else again
@@ -141,7 +145,7 @@ class Service:
         Raises:
             Busy, ConfigError: As :meth:`upgrade`.
         """
-        self._refuse_if_busy()
+        self.refuse_if_busy()
         if self.serving is None:
             raise ConfigError("nothing serves, so there is nothing to roll back from; use `quiesce upgrade`")
         outcomes = self.history.outcomes()
@@ -195,14 +199,16 @@ class Service:
         inner = Watch(watch.progress, decided, watch.finished)
         self._roll_out("start", release, recipe, {"bake": 0.0}, inner)
 
-    def _refuse_if_busy(self) -> None:
+    def refuse_if_busy(self) -> None:
+        """Raise Busy while a change is being decided, or at the end."""
         if self.stopping is not Stopping.NO:
             raise Busy("this instance is stopping")
         run = self.run
         if run is not None:
+            ways = "`quiesce promote` or `quiesce abort`" if run.is_baking else "`quiesce abort`"
             raise Busy(
-                f"{run.plan.command} to {run.release.id} is under way ({run.state.value}); wait for it, "
-                "or end it with `quiesce promote` or `quiesce abort`"
+                f"{run.plan.command} to {run.release.id} is under way ({phase(run.state)}); wait for it, "
+                f"or end it with {ways}"
             )
 
     def _new_id(self) -> str:
@@ -382,7 +388,8 @@ class Service:
         self, generation: Generation, worker: Worker, old: WorkerState, new: WorkerState
     ) -> None:
         self.log.debug("worker", worker=worker.id, was=old.value, now=new.value, pid=worker.pid)
-        if worker.failure and new in GOING and old not in GOING:
+        if worker.failure and new in GOING and worker not in self.losses:
+            self.losses.append(worker)
             self._say_lost(generation, worker)
         if new is WorkerState.DRAINING and old is not WorkerState.DRAINING:
             worker.copy_output()
@@ -410,6 +417,8 @@ class Service:
             self.upkeep.tend(worker, old, new)
         if new is WorkerState.REAPED:
             self.upkeep.buried(generation, worker)
+        elif new is WorkerState.DRAINING:
+            self.upkeep.plan()  # it leaves unasked (SIGTERM from somebody else): its successor starts now
 
     def _say_lost(self, generation: Generation, worker: Worker) -> None:
         self.log.error("worker lost", worker=worker.id, pid=worker.pid, reason=worker.failure)
@@ -425,7 +434,7 @@ class Service:
         Raises:
             Busy: A rollout is being decided.
         """
-        self._refuse_if_busy()
+        self.refuse_if_busy()
         self.upkeep.wanted = wanted
         self.upkeep.plan()
         self.changed()

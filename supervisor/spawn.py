@@ -135,5 +135,16 @@ def _explain(exc: BaseException, spec: Spec) -> str:
         return f"the interpreter {spec.python} is not there; make the release's virtualenv, or set `python`"
     if isinstance(exc, PermissionError):
         user = spec.identity.name if spec.identity else "this user"
-        return f"{user} may not use {spec.python} in {spec.cwd}: {exc}; every folder on the way must be searchable"
+        return f"{user} may not run {spec.python} in {spec.cwd}: {_culprit(spec) or exc}"
     return f"cannot start {spec.python}: {exc}"
+
+
+def _culprit(spec: Spec) -> str:
+    """The first thing on the way that we, who are the user already, may not pass; links are followed."""
+    for target in (spec.cwd, spec.python):
+        real = Path(os.path.realpath(target))
+        for folder in [*reversed(real.parents), real]:
+            if not os.access(folder, os.X_OK):
+                link = f" (behind the link {target})" if str(real) != target else ""
+                return f"{folder}{link} is closed to that user; `chmod a+x` it, or put it elsewhere"
+    return ""

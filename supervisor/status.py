@@ -31,6 +31,7 @@ def document(service: Service) -> dict[str, Any]:
         "counters": service.crew.totals(),
         "wanted_workers": service.upkeep.wanted,
         "notices": list(service.notices),
+        "log": service.log_file,
     }
 
 

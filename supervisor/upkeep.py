@@ -117,7 +117,7 @@ class Upkeep:
         """`resume all`."""
         self.held = False
         for worker in self._staying():
-            if worker.state is WorkerState.PROVEN:
+            if worker.state in (WorkerState.PROVEN, WorkerState.READY):  # READY: brought up by `--force`
                 worker.ask(WorkerEvent.ACCEPT_ASKED)
             elif worker.state not in COMING:
                 worker.ask(WorkerEvent.RESUME_ASKED)

@@ -10,6 +10,7 @@ from quiesce.shared import messages as msg
 from quiesce.shared.channel import Channel
 from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import FdPassingError, IllegalTransition, PeerClosed, ProtocolError
+from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.fdpass import close_all
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
@@ -222,7 +223,7 @@ class Worker:
         if self._channel_open:
             self._on_channel(READ)
         if not self._asked_to_leave and not self.failure:
-            self._lost(describe(self.id, self._cut_in or self.state, _ended(info)))
+            self._lost(self._why_it_ended(_ended(info)))
         self.copy_output()
         self._close_channel()
         if self._prober is not None:
@@ -233,6 +234,13 @@ class Worker:
         if self._capture is not None:
             self._capture.close()
             self._capture = None
+
+    def _why_it_ended(self, ended: Ended) -> str:
+        sentence = describe(self.id, self._cut_in or self.state, ended)
+        if ended.status == WorkerExit.NO_EXEC and self._capture is not None:
+            # The stub's own words are the reason.
+            sentence += ": " + self._capture.tail(1).removeprefix("quiesce: ")
+        return sentence
 
     def _on_deadline(self) -> None:
         self._timer = None

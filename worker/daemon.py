@@ -74,7 +74,12 @@ class Daemon:
         self._by_ip: dict[str, int] = {}
         self._acceptor = Acceptor(loop, self._accepted, before_accept)
         self._blocking = getattr(app, "blocking", True)
-        self._pool = ThreadPool(threads, self._call) if threads > 1 and self._blocking else None
+        self._pool = (
+            ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
+        )
+        # An application that answers in tasks of its own says how many run, and when the last one ends.
+        self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
+        getattr(app, "when_idle", lambda callback: None)(self._check_empty)
         self._second = 0
         self._date = b""
         self._date_line = b""
@@ -319,7 +324,18 @@ class Daemon:
         if not self._ended:
             self._ended = True
             self._drain_timer = self.loop.call_at(self.loop.now() + _LAST_WORDS_S, self._drain_late)
+            self._check_empty()
 
     def _check_empty(self) -> None:
-        if self.draining and not self.counters.open:
+        """Drained is: nobody is connected, and no application code works on (``close()`` of a WSGI iterable, an
+        ASGI background task), unless its time is up."""
+        if self.draining and not self.counters.open and (self._ended or not self._is_working()):
             self._step(life.Event.EMPTY)
+
+    def _is_working(self) -> bool:
+        return (self._pool is not None and self._pool.busy) or self._app_running() > 0
+
+    def _call_over(self) -> None:
+        """In a thread of the pool: a call has ended."""
+        if self.draining:
+            self.loop.call_soon_threadsafe(self._check_empty)

@@ -111,6 +111,7 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
         # ... and if no supervisor lives to do that, nobody else would: this thread is in the import and
         # cannot see that the channel has ended.  SIGALRM's default action ends us.
         signal.setitimer(signal.ITIMER_REAL, 2 * conf.start_timeout_s + ORPHAN_IMPORT_GRACE_S)
+    ends = began + 2 * conf.start_timeout_s + ORPHAN_IMPORT_GRACE_S
     try:
         app, loop = _application(conf)
     except LoadError as exc:
@@ -137,8 +138,8 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
             loop.stop()
             return
         faulthandler.cancel_dump_traceback_later()
-        # Another disposition: the application uses it, and has set its own.
-        if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+        left, again = signal.getitimer(signal.ITIMER_REAL)
+        if not again and abs(time.monotonic() + left - ends) < 0.5:  # else the application has set its own
             signal.setitimer(signal.ITIMER_REAL, 0)
         threads = conf.threads if app.blocking else 1
         orders.begin(msg.Ready(app.interface, time.monotonic() - began, threads))

@@ -23,7 +23,6 @@ from quiesce.worker.loops.base import READ, WRITE, Loop
 from quiesce.worker.proctitle import ProcTitle
 from quiesce.worker.supervisor_link import Link, complain
 
-ORPHAN_DRAIN_S = 30.0  # for a worker that has never been told a drain timeout
 TITLE_EVERY_S = 0.25
 
 _STATE_TOLD = {State.FAREWELL: State.DRAINING, State.LEAVING: State.DRAINED}
@@ -132,7 +131,7 @@ class Orders:
         self.status: int = WorkerExit.OK  # the exit status, once the loop has stopped
         self._link, self._inbox, self._daemon, self._loop = link, inbox, daemon, loop
         self._conf, self._ending = conf, ending
-        self._drain_timeout_s = ORPHAN_DRAIN_S
+        self._drain_timeout_s = conf.drain_timeout_s
         self._drain_seq: int | None = None
         self._drain_until = inf
         self._cut = 0
@@ -178,8 +177,12 @@ class Orders:
     def _on_sigterm(self) -> None:
         # Past a drain's deadline it is the supervisor's last word before SIGKILL: what is left is cut, so that
         # the application still ends normally.
-        is_late = self._loop.now() >= self._drain_until
-        self._handle(Event.SHUTDOWN if is_late else Event.ORPHANED)
+        is_late = self._loop.now() >= self._drain_until or self.state is State.FAREWELL  # a second one
+        if is_late:
+            self._handle(Event.SHUTDOWN)
+        else:
+            # Somebody else sent it.  EOF tells the supervisor at once, so that it puts another in our place.
+            self._farewell()
 
     def descriptors(self) -> list[int]:
         """What a forked child must not keep."""
@@ -200,17 +203,21 @@ class Orders:
             while (incoming := self._link.receive()) is not None:
                 self._obey(incoming)
         except PeerClosed:
-            self._loop.unwatch(self._link.fileno())
-            self._link.close()
-            self._handle(Event.ORPHANED)
-            # Nobody will say `resume`: let the address go, so that a new start finds it free while
-            # we still drain.
-            for name in self._daemon.listeners():
-                self._daemon.remove_listener(name)
+            self._farewell()
             return
         if self._link.lost and not self._has_accepted:
             self._give_up(self._link.lost)
         self._watch_write()
+
+    def _farewell(self) -> None:
+        """Finish what was accepted, and leave: nobody will say anything any more."""
+        if self._link.is_open:
+            self._loop.unwatch(self._link.fileno())
+            self._link.close()
+        self._handle(Event.ORPHANED)
+        # Nobody will say `resume`: let the address go, so that a new start finds it free while we drain.
+        for name in self._daemon.listeners():
+            self._daemon.remove_listener(name)
 
     def _give_up(self, why: str) -> None:
         """Something was lost before this worker served anyone: it may have been a listener."""

@@ -50,6 +50,7 @@ class Outcome(NamedTuple):
 
     release: Release
     outcome: str  # done, rolled_back, failed, aborted
+    left: str = ""  # by a `rollback` command: the id of the release that somebody went back from
 
 
 def next_id(used: Iterable[str]) -> str:
@@ -59,15 +60,21 @@ def next_id(used: Iterable[str]) -> str:
 
 
 def was_rolled_back(path: str, history: Iterable[Outcome]) -> bool:
-    """Was the last change to this directory undone because it was bad?
+    """Was the last change to this directory undone, by itself or by a person's `rollback`?
 
     A cold start that failed says nothing about the next one: what was missing at the boot (a
     database) may be there now.  Nor does an abort.
     """
     verdict = False
+    place_of: dict[str, str] = {}
     for entry in history:
-        if entry.release.path == path and entry.outcome in ("done", "rolled_back"):
+        place_of[entry.release.id] = entry.release.path
+        if entry.outcome not in ("done", "rolled_back"):
+            continue
+        if entry.release.path == path:
             verdict = entry.outcome == "rolled_back"
+        elif entry.outcome == "done" and place_of.get(entry.left) == path:
+            verdict = True
     return verdict
 
 
@@ -75,13 +82,17 @@ def good_ones(history: Iterable[Outcome]) -> list[Release]:
     """Releases whose last change went well, newest first, each directory once.
 
     A directory that was deployed well and later badly is not good any more: what lies in it
-    now is what failed.
+    now is what failed.  Nor is one that somebody went back from: a second `rollback` goes
+    further back, not forward again.
     """
     last: dict[tuple[str, str], Outcome] = {}
     for entry in history:
         if entry.outcome == "aborted":
             continue
         key = (entry.release.path, entry.release.app_dir)
+        if entry.outcome == "done" and entry.left:
+            for other in [k for k, o in last.items() if o.release.id == entry.left and k != key]:
+                del last[other]
         last.pop(key, None)  # so that the order is that of the last change
         last[key] = entry
     return [entry.release for entry in reversed(last.values()) if entry.outcome == "done"]

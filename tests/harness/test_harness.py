@@ -10,11 +10,15 @@ import sys
 import threading
 from pathlib import Path
 
-from harness import footprint, get, reserved_port
+import pytest
+
+from harness import Instance, Outcome, footprint, get, reserved_port
 from harness.leaks import holdings, leaks_since
 from harness.output import Output
 from harness.processes import descendants, kill, read_proc, subreaper, sweep, wait_gone
 from harness.venvs import file_lock
+from harness.verdict import Change, Changes
+from load import Fresh, Report
 from load.fake import FakeServer
 
 
@@ -127,3 +131,30 @@ def test_a_file_lock_excludes_another_process(tmp_path: Path) -> None:
     with file_lock(tmp_path / "lock"):
         assert subprocess.run(argv, capture_output=True).returncode != 0
     assert subprocess.run(argv, capture_output=True).returncode == 0
+
+
+def test_a_surprise_in_the_log_is_a_failure_unless_expected(tmp_path: Path) -> None:
+    instance = Instance(tmp_path, ("127.0.0.1:1",), {}, mode="start")
+    log = tmp_path / "shop.log"
+    log.write_text("12:00 INFO worker ready\n12:01 ERROR worker lost\n")
+    with pytest.raises(AssertionError, match="worker lost"):
+        instance.check_log()
+    instance.expect("ERROR worker lost")
+    instance.check_log()
+    log.write_text("Traceback (most recent call last):\n")
+    with pytest.raises(AssertionError, match="Traceback"):
+        instance.check_log()
+
+
+def test_old_answers_after_a_command_are_found() -> None:
+    def outcome(began: float, ended: float) -> Outcome:
+        return Outcome(("upgrade",), 0, "", "", began, ended)
+
+    changes = Changes([Change(outcome(1, 2), "v2"), Change(outcome(3, 4), "v3"), Change(outcome(5, 6), "v2")])
+    good = Report(
+        fresh=[Fresh(2.1, 2.2, "v2"), Fresh(3.9, 4.0, "v3"), Fresh(5.5, 5.6, "v2"), Fresh(7, 7, "v2")]
+    )
+    changes.assert_no_old_answers(good)
+    for began, release in ((2.5, "v1"), (3.5, "v1"), (4.5, "v2"), (6.5, "v3")):
+        with pytest.raises(AssertionError, match=f"{release} .* s after"):
+            changes.assert_no_old_answers(Report(fresh=[*good.fresh, Fresh(began, began, release)]))

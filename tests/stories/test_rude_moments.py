@@ -229,16 +229,19 @@ def test_a_process_that_the_application_forked_holds_no_listener(
         shop.read_text().replace(
             'if path == "/pid":',
             'if path == "/fork":\n'
+            "        read, write = os.pipe()\n"
             "        child = os.fork()\n"
             "        if child == 0:\n"
+            "            os.write(write, b'x')  # what is to be closed in a child is closed by now\n"
             "            signal.pause()\n"
+            "        os.read(read, 1)\n"
             "        return Page(nonce, str(child).encode())\n"
             '    if path == "/pid":',
         )
     )
     with prepared(tmp_path / "instance", v1, binds=[port.address]) as instance:
         instance.must_start()
-        child = int(instance.get("/fork").payload)  # the answer ends at EOF: nobody else holds the connection
+        child = int(instance.get("/fork").payload)
         try:
             held = subprocess.run(["ls", "-l", f"/proc/{child}/fd"], capture_output=True, text=True).stdout
             assert "socket:" not in held, held

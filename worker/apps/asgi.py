@@ -33,7 +33,15 @@ class AsgiApp:
         self._app, self._loop = app, loop
         self._create_task = loop.aio.create_task
         self._lifespan = Lifespan(app, loop.aio)
-        self._running: set[Cycle] = set()  # they hold their tasks, to which asyncio has only weak references
+        self._running = Running()
+
+    def running(self) -> int:
+        """Requests whose tasks have not ended: a background task goes on after the response."""
+        return len(self._running)
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Call each time when the last one has ended."""
+        self._running.when_idle = callback
 
     def startup(self, done: Callable[[LoadError | None], None]) -> None:
         """Lifespan startup; ``done(None)`` when requests may come.  In the loop's thread."""
@@ -57,6 +65,17 @@ class AsgiApp:
             scope["state"] = self._lifespan.state.copy()
         cycle = Cycle(exchange, self._loop.aio, self._running)
         cycle.task = self._create_task(cycle.run(self._app, scope))
+
+
+class Running(set["Cycle"]):
+    """The cycles whose tasks run; asyncio itself has only weak references to tasks."""
+
+    when_idle: Callable[[], None] = staticmethod(lambda: None)
+
+    def over(self, cycle: "Cycle") -> None:
+        self.discard(cycle)
+        if not self:
+            self.when_idle()
 
 
 def scope_of(request: "Request") -> dict[str, Any]:
@@ -102,7 +121,7 @@ class Cycle:
         "_reader", "_reading", "_running", "_started", "_writer", "task",
     )  # fmt: skip
 
-    def __init__(self, exchange: "Exchange", aio: asyncio.AbstractEventLoop, running: "set[Cycle]") -> None:
+    def __init__(self, exchange: "Exchange", aio: asyncio.AbstractEventLoop, running: Running) -> None:
         self.task: asyncio.Task[None] | None = None
         self._exchange, self._aio, self._running = exchange, aio, running
         running.add(self)  # not a callback of the task: each would cost a turn of asyncio's queue
@@ -144,7 +163,7 @@ class Cycle:
     def _over(self) -> None:
         """The application has returned; a task that it left behind finds only http.disconnect."""
         self._complete = True
-        self._running.discard(self)
+        self._running.over(self)
         self._wake(self._reader)
 
     # -- request ------------------------------------------------------------------------

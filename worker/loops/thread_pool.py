@@ -10,9 +10,10 @@ T = TypeVar("T")
 
 
 class ThreadPool(Generic[T]):
-    """Calls ``work(item)`` in one of ``count`` threads.  ``work`` must not raise."""
+    """Calls ``work(item)`` in one of ``count`` threads, then ``over()``.  Neither must raise."""
 
-    def __init__(self, count: int, work: Callable[[T], None]) -> None:
+    def __init__(self, count: int, work: Callable[[T], None], over: Callable[[], None]) -> None:
+        self._over = over
         self._queue: SimpleQueue[T | None] = SimpleQueue()
         self.submit = self._queue.put
         self._since = [0] * count
@@ -33,6 +34,7 @@ class ThreadPool(Generic[T]):
             since[number] = monotonic_ns()
             work(item)
             since[number] = 0
+            self._over()
             del item  # or the last request would be kept until the next one comes
 
     @property
@@ -40,6 +42,11 @@ class ThreadPool(Generic[T]):
         """Since when (CLOCK_MONOTONIC) the oldest request that runs now has run; 0 = none runs."""
         running = [since for since in self._since if since]
         return min(running) if running else 0
+
+    @property
+    def busy(self) -> bool:
+        """Does a request run or wait?"""
+        return any(self._since) or not self._queue.empty()
 
     @property
     def waiting(self) -> int:

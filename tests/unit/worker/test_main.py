@@ -205,9 +205,7 @@ def test_an_orphan_finishes_what_it_accepted_and_leaves(site: Site, how: str) ->
                 supervisor.channel.close()
             else:
                 supervisor.signal(signal.SIGTERM)
-                # It has begun to drain when an order is answered differently; a probe tells.
-                while supervisor.probe().headers.get("connection") != "close":
-                    pass
+                supervisor.expect_eof()  # it has begun to drain
             answer = ask(client, "/last")
             assert answer.body == b"wsgi /last"
             assert how == "eof" or answer.headers["connection"] == "close"
@@ -240,7 +238,7 @@ def test_sigterm_to_an_idle_worker_ends_it(site: Site, interface: str) -> None:
         supervisor.signal(signal.SIGINT)  # not for us
         supervisor.accept()
         supervisor.signal(signal.SIGTERM)
-        supervisor.expect(msg.Drained)
+        supervisor.expect_eof()  # at once: the supervisor puts another in its place while it drains
         assert supervisor.wait() == WorkerExit.OK
 
 

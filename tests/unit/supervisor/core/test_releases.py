@@ -191,3 +191,26 @@ def test_a_named_one_whose_code_was_overwritten() -> None:
         ConfigError, match=r"release r1 lay in /srv/shop, as r2 does, so its code is no longer there"
     ):
         choose_rollback("r1", release(2, "shop"), history, ["/srv/shop"])
+
+
+# -- a person's rollback ----------------------------------------------------------------------
+
+
+def test_a_second_rollback_goes_further_back_and_not_forward_again() -> None:
+    history = [*done(R1, R2, R3), Outcome(R2, "done", left="r3")]
+    assert choose_rollback(None, R2, history, ALL) == R1
+    assert choose_rollback("r3", R2, history, ALL) == R3, "by name it may be had again"
+
+
+def test_a_directory_that_a_person_went_back_from_is_not_started_at_the_next_boot() -> None:
+    history = [*done(R1, R2), Outcome(R1, "done", left="r2")]
+    assert was_rolled_back("/srv/v2", history) and not was_rolled_back("/srv/v1", history)
+    again = [*history, Outcome(R2._replace(id="r4"), "done")]
+    assert not was_rolled_back("/srv/v2", again), "it was deployed again since, and went well"
+    assert good_ones(again)[0].id == "r4"
+
+
+def test_going_back_inside_one_directory_keeps_it_good() -> None:
+    again = R1._replace(id="r2")
+    history = [*done(R1, again), Outcome(R1, "done", left="r2")]
+    assert good_ones(history) == [R1]
