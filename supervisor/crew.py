@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from quiesce.shared.channel import Channel, make_pair
+from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import SpawnError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import COUNTERS, SLOTS, Field, Scoreboard
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.core.backoff import Backoff
-from quiesce.supervisor.core.lifecycle import GOING, MAY_ACCEPT, State
+from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT, State
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.listeners import Listeners
@@ -19,6 +20,8 @@ from quiesce.supervisor.spawn import Identity, Spawner, Spec
 from quiesce.supervisor.worker_link import Terms, Worker
 
 OnChange = Callable[["Generation", Worker, State, State], None]
+
+TRIAL_LOOK_S = 0.1
 
 _RESPONSES = (Field.RESP_2XX, Field.RESP_3XX, Field.RESP_4XX, Field.RESP_5XX)
 
@@ -76,6 +79,7 @@ class Crew:
         self.buried = dict.fromkeys(COUNTERS, 0)  # counters of generations that are gone
         self._spawner = Spawner()
         self._on_change = on_change
+        self._trial_watch: Timer | None = None
         self._free = list(range(SLOTS - 1, -1, -1))
         self._next_number: dict[str, int] = {}  # by release: a worker's name is never used twice
 
@@ -100,10 +104,13 @@ class Crew:
         recipe, release = generation.recipe, generation.release
         worker_id = f"{release.id}/{number}"
         terms = recipe.terms._replace(configure=recipe.terms.configure._replace(worker=worker_id))
+        capture: Capture | None = None
         try:
             capture = Capture()
             ours, theirs = make_pair()
         except OSError as exc:
+            if capture is not None:
+                capture.close()
             raise SpawnError(
                 f"cannot prepare a worker: {exc.strerror}; see RLIMIT_NOFILE, LimitNOFILE="
             ) from exc
@@ -125,8 +132,18 @@ class Crew:
         worker = Worker(self, spawned, Channel(ours, max_fds=0), capture, slot, number, terms)
         worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)
         generation.workers[number] = worker
+        if self._trial_watch is None:
+            self._watch_trials()
         self.log.debug("worker spawned", worker=worker.id, pid=worker.pid, python=release.python)
         return worker
+
+    def _watch_trials(self) -> None:
+        """While any worker starts, look often at how much it writes."""
+        coming = [worker for worker in self if worker.state in COMING]
+        for worker in coming:
+            worker.check_output()
+        when = self.loop.now() + TRIAL_LOOK_S
+        self._trial_watch = self.loop.call_at(when, self._watch_trials) if coming else None
 
     def _changed(self, generation: Generation, worker: Worker, old: State, new: State) -> None:
         if new is State.REAPED:

@@ -57,7 +57,11 @@ class Prober:
 
     def _ask(self) -> None:
         question = self._left[0]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as exc:  # EMFILE
+            self._finish(Verdict(False, f"GET {question.path} could not be asked: {exc.strerror}"))
+            return
         self._sock = ours
         self._reply.clear()
         self._loop.watch(ours.fileno(), self._on_readable)

@@ -162,27 +162,39 @@ def _bind_unix(item: Listen, address: Address) -> Listener:
             sock.listen(item.backlog)
             return Listener(item.name, address, sock)
         _remove_stale(address)
-        # Nobody can connect before listen(), and the mode is right before that.
-        old = os.umask(0o177)
+        # The file takes the mode of the socket's inode, and nobody can connect before listen().
+        os.fchmod(sock.fileno(), _mode(item))
+        old = os.umask(0)
         try:
             sock.bind(address.sockaddr())
         finally:
             os.umask(old)
-        path = address.path
-        if item.owner or item.group:
-            uid = user_id(item.owner) if item.owner else -1
-            gid = group_id(item.group) if item.group else -1
-            os.chown(path, uid, gid)
-        os.chmod(path, _mode(item))
+        inode = _give_to_owner(item, address.path)
         sock.listen(item.backlog)
-        info = os.stat(path, follow_symlinks=False)
-        return Listener(item.name, address, sock, (info.st_dev, info.st_ino))
+        return Listener(item.name, address, sock, inode)
     except OSError as exc:
         sock.close()
         raise ListenError(f"cannot bind {address}: {_why(exc, address)}") from exc
     except BaseException:
         sock.close()
         raise
+
+
+def _give_to_owner(item: Listen, path: str) -> tuple[int, int]:
+    """Change the owner of the socket's file, of exactly that: whoever may write to the folder could put a
+    link in its place meanwhile, and we may be root.  Returns its device and inode."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+            raise ListenError(f"cannot bind unix:{path}: somebody changes that folder under us")
+        if item.owner or item.group:
+            uid = user_id(item.owner) if item.owner else -1
+            gid = group_id(item.group) if item.group else -1
+            os.chown(f"/proc/self/fd/{fd}", uid, gid)
+        return info.st_dev, info.st_ino
+    finally:
+        os.close(fd)
 
 
 def _mode(item: Listen) -> int:

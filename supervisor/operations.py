@@ -1,5 +1,7 @@
 """What each command does: from a request on the control socket to the service, and back."""
 
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -69,10 +71,12 @@ class Operations:
         except QuiesceError as exc:
             reply.result(Exit.DOWN, str(exc))
         except Exception as exc:
+            # Answered, so not raised: a client must not be able to end the supervisor by asking often.
+            text = "".join(traceback.format_exception(exc))
+            self._service.log.multiline("error", "bug in quiesce", text, command=command, error=repr(exc))
             reply.result(
                 Exit.DOWN, f"a bug in quiesce: {exc!r}; what served still serves; the log has the traceback"
             )
-            raise
 
     # -- changes ------------------------------------------------------------------------
 
@@ -198,7 +202,9 @@ class Operations:
             )
 
         def answer() -> None:
-            if lost:
+            if service.stopping is not Stopping.NO:
+                reply.result(Exit.BUSY, "this instance is stopping")
+            elif lost:
                 reply.result(
                     Exit.DOWN, f"less than {wanted} workers serve: {lost[0].failure}", lost[0].detail
                 )
@@ -309,13 +315,19 @@ def _text(args: Args, key: str) -> str:
     value = args.get(key)
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{key} wants a text")
+    try:
+        os.fsencode(value)  # a lone surrogate cannot be in the name of a file
+    except UnicodeEncodeError:
+        raise ConfigError(f"{key} is not valid text: {value!r}") from None
+    if not value.isprintable():
+        raise ConfigError(f"{key} must not hold control characters: {value!r}")
     return value
 
 
 def _seconds(value: object) -> float:
-    if type(value) in (int, float):
-        return max(0.0, float(value))  # type: ignore[arg-type]
     try:
+        if type(value) in (int, float):
+            value = f"{float(value)}s"  # type: ignore[arg-type]
         return parse_duration(value)
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:
         raise ConfigError(f"--bake {exc}") from exc

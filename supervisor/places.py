@@ -174,6 +174,11 @@ def _check_writable_by_us_only(folder: str) -> None:
         raise ControlError(f"cannot use the directory {folder}: {exc.strerror}") from exc
     if not stat.S_ISDIR(info.st_mode):
         raise ControlError(f"{folder} is not a directory; choose another with --runtime-dir")
+    if info.st_uid not in (0, os.geteuid()):
+        raise ControlError(
+            f"{folder} belongs to somebody else (uid {info.st_uid}), who could lead us astray; "
+            "choose a directory of our own with --runtime-dir"
+        )
     if info.st_mode & 0o002:
         raise ControlError(
             f"everybody can write in {folder}; choose a directory of our own with --runtime-dir"

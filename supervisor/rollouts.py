@@ -116,6 +116,11 @@ class RolloutRun:
             self.reason = self.reason or reason
             self._event(Event.ABORT)
 
+    def cancel(self) -> None:
+        """The instance stops: nothing of this is decided any more."""
+        self._disarm()
+        self.state = State.UNDONE
+
     def promote(self) -> bool:
         """End the bake well, now.  False if there is no bake to end."""
         if self.state is not State.BAKING:
@@ -189,9 +194,11 @@ class RolloutRun:
             self.state_since = self._loop.now()
             self._log.debug("rollout", release=self.release.id, was=before.value, now=self.state.value)
         self._acting = True
-        for action in actions:
-            _PERFORM[action](self)
-        self._acting = False
+        try:
+            for action in actions:
+                _PERFORM[action](self)
+        finally:
+            self._acting = False
         if self.state is not before:
             # The next fact may be there already (no old workers; a bake of no time at all).
             self._loop.call_soon(self._look_at_facts)
@@ -234,19 +241,24 @@ class RolloutRun:
     def _end_bake(self) -> None:
         """Its time is up: well, unless a probe is still without an answer."""
         self._bake_is_over = True
+        if self._answers_badly():
+            return
         if not self._probers:
             self._event(Event.BAKE_OVER)
+
+    def _answers_badly(self) -> bool:
+        sample = self.new.sample().since(self._baseline)
+        errors = too_many_errors(sample, self._old_sample, self.plan.max_error_rate)
+        if errors:
+            self._gate_failed(f"release {self.release.id} answers badly: {errors}")
+        return bool(errors)
 
     def _look_at_bake(self) -> None:
         self._look = None
         if self.state is not State.BAKING:
             return
         now = self._loop.now()
-        errors = too_many_errors(
-            self.new.sample().since(self._baseline), self._old_sample, self.plan.max_error_rate
-        )
-        if errors:
-            self._gate_failed(f"release {self.release.id} answers badly: {errors}")
+        if self._answers_badly():
             return
         for worker in self.new:
             worker.copy_output()

@@ -89,6 +89,7 @@ class Service:
         self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
         self._log_fd = log_fd
         self._watches: dict[int, list[Watch]] = {}  # by id() of the run
+        self._to_force: dict[int, Loaded] = {}  # likewise: its configuration, in force once it is committed
         self._waiters = Waiters()
         self._ids = history.used_ids()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers, log_fd)
@@ -133,11 +134,11 @@ class Service:
         recipe = recipe_for(loaded.settings, release)
         if again.settings.listen != self.settings.listen:
             self.notice("the listeners of the configuration have changed: that takes a restart")
+        wanted = self.upkeep.wanted
         if again.settings.service.workers != self.settings.service.workers:
-            self.upkeep.wanted = again.settings.service.workers  # else `scale` stays in force
-        self.loaded = again
+            wanted = again.settings.service.workers  # else `scale` stays in force
         self._ids.append(release.id)
-        return self._roll_out("upgrade", release, recipe, plan, watch)
+        return self._roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
     def rollback(self, which: str | None, watch: Watch | None) -> RolloutRun:
         """Back to the previous good release, or to the one that is named.
@@ -215,19 +216,30 @@ class Service:
         return next_id(self._ids)
 
     def _roll_out(
-        self, command: str, release: Release, recipe: Recipe, plan: dict[str, object], watch: Watch | None
+        self,
+        command: str,
+        release: Release,
+        recipe: Recipe,
+        plan: dict[str, object],
+        watch: Watch | None,
+        loaded: Loaded | None = None,
     ) -> RolloutRun:
+        """Begin a rollout.  ``loaded`` is put in force when it is committed, and not before."""
+        loaded = loaded or self.loaded
+        rollout = loaded.settings.rollout
+        wanted = plan.get("wanted")
         bake = plan.get("bake")
         old = self.serving
         todo = Plan(
             command=command,
-            wanted=self.upkeep.wanted,
-            bake_s=float(bake) if isinstance(bake, (int, float)) else self.settings.rollout.bake,
-            max_error_rate=self.settings.rollout.max_error_rate,
+            wanted=wanted if isinstance(wanted, int) else self.upkeep.wanted,
+            bake_s=float(bake) if isinstance(bake, (int, float)) else rollout.bake,
+            max_error_rate=rollout.max_error_rate,
             gate=not plan.get("force"),
         )
         run = RolloutRun(self.crew, self, todo, self.crew.begin(release, recipe), old)
         self.runs.append(run)
+        self._to_force[id(run)] = loaded
         self._watches[id(run)] = [watch] if watch is not None else []
         self.log.info(
             f"{command} begins",
@@ -292,6 +304,12 @@ class Service:
 
     def rollout_commits(self, run: RolloutRun) -> None:
         self.serving = run.new
+        self.loaded = self._to_force.pop(id(run), self.loaded)
+        self.upkeep.wanted = run.plan.wanted
+        if run.plan.command != "start":
+            self.notices.clear()  # what was loud is mended, or was about what served before
+        if not self.upkeep.held:
+            self.upkeep.unhold()  # nobody of them may be left behind without having been told to accept
         for worker in run.new:
             worker.use_log(self._log_fd)
         self._record(run, "done", "")
@@ -303,10 +321,10 @@ class Service:
         took = self.loop.now() - run.since
         if outcome.done:
             was = f" (was {run.old.release.id})" if run.old is not None else ""
-            ended = Ended(
-                0,
-                f"{run.release.id} serves with {plural(run.new.accepting(), 'worker')}{was}; took {took:.1f} s",
-            )
+            how = f"serves with {plural(run.new.accepting(), 'worker')}"
+            if self.upkeep.held:
+                how = "is in place, quiesced like its predecessor (`quiesce resume all`)"
+            ended = Ended(0, f"{run.release.id} {how}{was}; took {took:.1f} s")
             if run.old is not None and run.old.release.same_code(run.release):
                 text = f"{ended.text}; both lie in {run.release.path}, so `quiesce rollback` cannot go back"
                 ended = Ended(0, text)
@@ -337,6 +355,7 @@ class Service:
         if not outcome.done:
             self._finish(run)
         self.upkeep.plan()
+        self._waiters.look()
         self.changed()
 
     def rollout_finished(self, run: RolloutRun) -> None:
@@ -351,8 +370,10 @@ class Service:
         if run in self.runs:
             self.runs.remove(run)
         self._watches.pop(id(run), None)
+        self._to_force.pop(id(run), None)
         for generation in (run.new, run.old):
             self._forget_if_empty(generation)
+        self._waiters.look()
 
     def _forget_if_empty(self, generation: Generation | None) -> None:
         if generation is None or generation.workers or generation is self.serving:
@@ -463,14 +484,21 @@ class Service:
         self.stopping = wish
         run = self.run
         if first and run is not None:
-            ended = Ended(3, f"{run.release.id}: the instance was stopped before it was decided")
-            for watch in self._watches.pop(id(run), ()):
-                watch.decided(ended)
+            self._give_up(run)
         for worker in list(self.crew):
             worker.ask(WorkerEvent.LEAVE_ASKED if now else WorkerEvent.DRAIN_ASKED)
         self.changed()
         if self.crew.all_gone():
             self.loop.call_soon(self.on_gone)
+
+    def _give_up(self, run: RolloutRun) -> None:
+        """The instance stops in the middle of a rollout: it is not decided, and not recorded as good."""
+        run.cancel()
+        self._record(run, "aborted", "the instance was stopped")
+        ended = Ended(3, f"{run.release.id}: the instance was stopped before it was decided")
+        for watch in self._watches.get(id(run), ()):
+            watch.decided(ended)
+        self._finish(run)
 
     def waiting_for(self) -> str:
         """What a stop waits for, in words."""

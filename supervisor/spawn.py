@@ -88,7 +88,7 @@ class Spawner:
             pid = os.fork()
             if pid == 0:
                 self._child(spec, argv)
-            return Spawned(pid, os.pidfd_open(pid))  # our child, not reaped yet: the pid is its own
+            return Spawned(pid, _pidfd_of(pid))
         except OSError as exc:
             raise SpawnError(
                 f"cannot start a process: {exc.strerror}; look at TasksMax= of the unit, `ulimit -u` and memory"
@@ -126,6 +126,16 @@ class Spawner:
         os.setresuid(who.uid, who.uid, who.uid)
         if self._libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def _pidfd_of(pid: int) -> int:
+    """A pidfd of our child; without one (no descriptor left) the child is ended and reaped here."""
+    try:
+        return os.pidfd_open(pid)  # our child, not reaped yet: the number is its own
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _explain(exc: BaseException, spec: Spec) -> str:

@@ -16,7 +16,7 @@ from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.core.exits import Ended, describe
-from quiesce.supervisor.core.lifecycle import Action, Event, State, said_by_worker, step
+from quiesce.supervisor.core.lifecycle import COMING, Action, Event, State, said_by_worker, step
 from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.health import HealthRule, Prober
 from quiesce.supervisor.listeners import Listeners
@@ -27,6 +27,7 @@ QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` i
 ANSWER_S = 5.0  # for words whose lateness costs nothing
 STARVED_S = 5.0  # ... unless it is runnable and simply gets no processor
 DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
+MAX_START_OUTPUT_BYTES = 64 << 20
 EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
 
 
@@ -153,9 +154,17 @@ class Worker:
     def copy_output(self) -> None:
         """Bring what it wrote into the log."""
         if self._capture is not None:
-            text = self._capture.take_new()
-            if text:
-                self._house.log.raw(text)
+            self._capture.copy_to(self._house.log.raw)
+
+    def check_output(self) -> None:
+        """A start that writes without end is a bad one: it would cost the machine's memory."""
+        if (
+            self._capture is not None
+            and self.state in COMING
+            and self._capture.written > MAX_START_OUTPUT_BYTES
+        ):
+            limit = f"{MAX_START_OUTPUT_BYTES >> 20} MiB"
+            self.fail(f"worker {self.id} wrote more than {limit} of output before it served, and was killed")
 
     def counter(self, field: Field) -> int:
         """A field of its scoreboard slot: a hint."""
@@ -194,9 +203,10 @@ class Worker:
             self._house.log.warning("message skipped", worker=self.id, message=word)
             return
         if isinstance(message, msg.Hello) and message.oldest_protocol > msg.PROTOCOL:
-            self._lost(
-                f"worker {self.id} needs a newer supervisor (quiesce {message.version}): run `quiesce reexec`"
+            self.fail(
+                f"worker {self.id} needs a newer supervisor (its quiesce is {message.version}); install that here, too"
             )
+            return
         if isinstance(message, msg.Failed):
             self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
         elif isinstance(message, msg.Ready):

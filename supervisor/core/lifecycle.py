@@ -120,7 +120,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.EXITED: _REAPED,
     },
     S.READY: {
-        E.PROBE_ASKED: (S.PROBING, (A.PROBE, A.ARM_PROBE)),
+        E.PROBE_ASKED: (S.PROBING, (A.ARM_PROBE, A.PROBE)),
         E.ACCEPT_ASKED: (S.ADMITTED, (A.SEND_ACCEPT, A.ARM_ANSWER)),  # `upgrade --force`
         E.SAID_FAILED: _FAILED,
         E.DRAIN_ASKED: _LEAVE,
@@ -140,7 +140,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.PROVEN: {
         E.ACCEPT_ASKED: (S.ADMITTED, (A.SEND_ACCEPT, A.ARM_ANSWER)),
-        E.PROBE_ASKED: (S.PROBING, (A.PROBE, A.ARM_PROBE)),
+        E.PROBE_ASKED: (S.PROBING, (A.ARM_PROBE, A.PROBE)),
         E.SAID_FAILED: _FAILED,
         E.DRAIN_ASKED: _LEAVE,
         E.LEAVE_ASKED: _LEAVE,

@@ -124,16 +124,45 @@ def test_what_cannot_start_says_why_in_its_output(python: str, cwd: str, said: s
 
 def test_the_capture_neither_blocks_nor_mixes_writers() -> None:
     capture = Capture()
+    out: list[bytes] = []
     twin = os.dup(capture.fd)
     for number in range(2000):
         os.write(capture.fd if number % 2 else twin, f"line {number}\n".encode() + b"x" * 500 + b"\n")
-    first = capture.take_new()
-    assert first.count(b"\n") == 4000
-    assert capture.take_new() == b""
+    capture.copy_to(out.append)
+    assert b"".join(out).count(b"\n") == 4000
+    out.clear()
+    capture.copy_to(out.append)
+    assert out == []
     os.write(twin, b"the end\n")
-    assert capture.take_new() == b"the end\n"
+    capture.copy_to(out.append)
+    assert out == [b"the end\n"]
     assert capture.tail(1) == "the end"
     os.close(twin)
+    capture.close()
+
+
+def test_what_was_copied_is_given_back_and_the_tail_stays() -> None:
+    capture = Capture()
+    sizes: list[int] = []
+    for _ in range(40):
+        os.write(capture.fd, b"y" * (1 << 20))
+        capture.copy_to(lambda data: sizes.append(len(data)))
+    os.write(capture.fd, b"\nlast words\n")
+    assert sum(sizes) == 40 << 20
+    assert os.fstat(capture.fd).st_blocks * 512 < 3 << 20, "the kernel has its memory back"
+    assert capture.tail(1) == "last words"
+    capture.close()
+
+
+def test_a_writer_that_is_too_fast_loses_lines_and_not_our_memory() -> None:
+    capture = Capture()
+    for _ in range(50):
+        os.write(capture.fd, b"z" * (1 << 20))
+    out: list[bytes] = []
+    capture.copy_to(out.append)
+    assert b"bytes of output came too fast" in out[0]
+    assert sum(map(len, out)) < 9 << 20
+    assert os.fstat(capture.fd).st_blocks * 512 < 3 << 20
     capture.close()
 
 
