@@ -163,7 +163,8 @@ def _watch(args: Namespace, console: Console, timeout_s: float) -> int:
             result = _ask(args, console, {}, timeout_s)
             if result.code != Exit.OK:
                 return console.result("status", result.code, result.text, result.detail)
-            console.redraw(render.status(result.data, time.time(), console.width()))
+            if not console.redraw(render.status(result.data, time.time(), console.width())):
+                return int(Exit.OK)  # `quiesce status --watch | head`
             time.sleep(WATCH_EVERY_S)
     except KeyboardInterrupt:
         return int(Exit.OK)  # the way that it is meant to end

@@ -58,12 +58,13 @@ class Console:
         self._end_line()
         _write(sys.stderr, text)
 
-    def redraw(self, text: str) -> None:
-        """Replace the screen (``status --watch``); where there is none, append."""
+    def redraw(self, text: str) -> bool:
+        """Replace the screen (``status --watch``); where there is none, append.  False: nobody reads any more."""
         if _is_terminal(sys.stdout):
             # Home, then line by line, then clear what is left: no flicker.
             text = "\x1b[H" + text.replace("\n", _CLEAR_TO_END + "\n") + "\x1b[J"
-        self.out(text)
+        self._end_line()
+        return _write(sys.stdout, text)
 
     def width(self) -> int:
         return _width(sys.stdout) if _is_terminal(sys.stdout) else render.WIDTH
@@ -74,10 +75,10 @@ class Console:
             _write(sys.stderr, "\r" + _CLEAR_TO_END)
 
 
-def _write(stream: Any, text: str) -> None:
-    """Write and flush; a reader that has gone is no reason to fail, and none to stop."""
+def _write(stream: Any, text: str) -> bool:
+    """Write and flush; a reader that has gone is no reason to fail, and none to stop.  False: it has gone."""
     if stream is None:
-        return
+        return False
     try:
         stream.write(text)
         stream.flush()
@@ -90,8 +91,10 @@ def _write(stream: Any, text: str) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+        return False
     except OSError:
-        pass  # a full disk, a terminal that went away
+        return False  # a full disk, a terminal that went away
+    return True
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -231,6 +231,13 @@ OTHER_WORDS = {
     "undo": "rollback", "revert": "rollback", "kill": "stop", "quit": "stop", "ps": "status", "top": "status --watch",
 }  # fmt: skip
 
+OTHER_OPTIONS = {
+    "-w": "--workers", "-b": "--bind", "-c": "--config", "-u": "--user", "-g": "--group", "-k": "--interface",
+    "--timeout": "--request-timeout", "--graceful-timeout": "--drain-timeout", "--keep-alive": "--idle-timeout",
+    "--chdir": "--app-dir", "--port": "--bind", "--host": "--bind", "--pythonpath": "--app-dir",
+    "--worker-class": "--interface", "--canary": "--canary with `quiesce upgrade`, where it comes with a later version",
+}  # fmt: skip
+
 
 def _teach(message: str, argv: Sequence[str]) -> str:
     from quiesce.supervisor.config_text import nearest
@@ -251,6 +258,6 @@ def _teach(message: str, argv: Sequence[str]) -> str:
     _common(scratch)
     if command:
         BY_NAME[command].add(scratch)
-    guess = nearest(word, scratch._option_string_actions)
+    guess = OTHER_OPTIONS.get(word) or nearest(word, scratch._option_string_actions)
     hint = f"did you mean {guess}?" if guess else f"see `quiesce {command} --help`".replace("  ", " ")
     return f"unknown option {word}; {hint}"

@@ -45,6 +45,7 @@ class Generation:
         self.workers: dict[int, Worker] = {}  # by number; a reaped one is taken out
         self.backoff = Backoff()
         self.dead = dict.fromkeys(COUNTERS, 0)  # counters of those that are gone
+        self.cut = 0  # connections that its drain had to end with a request unanswered
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
@@ -154,6 +155,7 @@ class Crew:
         """Keep a dead worker's counters, free its slot."""
         for field in COUNTERS:
             generation.dead[field] += worker.counter(field)
+        generation.cut += worker.connections_cut
         self.scoreboard.clear(worker.slot)
         self._free.append(worker.slot)
         del generation.workers[worker.number]

@@ -302,7 +302,8 @@ class _Supervisor:
         waiting = self.service.waiting_for()
         self._notifier.extend_timeout(self.service.settings.rollout.drain_timeout + 10)
         if first and self._mode is Mode.FOREGROUND and sys.stderr.isatty():
-            print(f"\nquiesce: waiting for {waiting} (Ctrl-C again cuts them)", file=sys.stderr, flush=True)
+            again = "" if self.service.stopping is Stopping.FAST else " (Ctrl-C again cuts them)"
+            print(f"\nquiesce: waiting for {waiting}{again}", file=sys.stderr, flush=True)
         elif first:
             self.log.info(f"waiting for {waiting}")
         self.operations.tell_stopping()

@@ -131,7 +131,7 @@ class Operations:
 
         def finished() -> None:
             if args.get("wait_drained") and answer and answer[0].code == Exit.OK:
-                self._end(reply, answer[0]._replace(text=answer[0].text + "; the old workers have drained"))
+                self._end(reply, answer[0]._replace(text=answer[0].text + "; " + _drained(self._service)))
 
         return Watch(reply.progress, decided, finished)
 
@@ -301,6 +301,16 @@ class Operations:
         for reply in self._stop_replies:
             reply.result(Exit.OK, f"{self._service.settings.service.name} has stopped")
         self._stop_replies.clear()
+
+
+def _drained(service: Service) -> str:
+    """How the last generation that left has ended."""
+    cut = service.last_cut
+    return (
+        f"the old workers have drained, {plural(cut, 'request')} had to be cut at drain_timeout"
+        if cut
+        else "the old workers have drained"
+    )
 
 
 def _have(workers: list[Worker], state: str) -> str:

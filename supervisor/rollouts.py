@@ -14,7 +14,7 @@ from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.rollout import Action, Event, State
-from quiesce.supervisor.core.verify import Sample, too_many_errors
+from quiesce.supervisor.core.verify import MIN_REQUESTS, Sample, too_many_errors
 from quiesce.supervisor.crew import Crew, Generation
 from quiesce.supervisor.health import Prober
 from quiesce.supervisor.render import plural
@@ -143,11 +143,11 @@ class RolloutRun:
     def _look_at_facts(self) -> None:
         if self._acting:
             return  # a worker answered our order at once; the end of the step looks again
+        if self.state in (State.STARTING, State.PROBING):
+            self._tell_count()
         fact = self._fact()
         if fact is not None:
             self._event(fact)
-        elif self.state in (State.STARTING, State.PROBING):
-            self._tell_count()
 
     def _fact(self) -> Event | None:
         new = list(self.new)
@@ -252,6 +252,16 @@ class RolloutRun:
         if errors:
             self._gate_failed(f"release {self.release.id} answers badly: {errors}")
         return bool(errors)
+
+    def doubts(self) -> str:
+        """What the bake saw and could not judge: for the last line of a command that went well."""
+        sample = self.new.sample().since(self._baseline)
+        if self.old is None or not sample.errors or sample.responses >= MIN_REQUESTS:
+            return ""
+        return (
+            f"; {sample.errors} of its {plural(sample.responses, 'response')} were 5xx, "
+            f"too few to judge (max_error_rate wants {MIN_REQUESTS})"
+        )
 
     def _look_at_bake(self) -> None:
         self._look = None

@@ -83,6 +83,7 @@ class Service:
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
         self.stopping = Stopping.NO
         self.notices: list[str] = []
+        self.last_cut = 0  # requests that the last drain had to end
         self.log_file: str | None = None  # for people who ask where it is
         self.losses: deque[Worker] = deque(maxlen=64)  # workers that nobody had asked to leave
         self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
@@ -324,7 +325,7 @@ class Service:
             how = f"serves with {plural(run.new.accepting(), 'worker')}"
             if self.upkeep.held:
                 how = "is in place, quiesced like its predecessor (`quiesce resume all`)"
-            ended = Ended(0, f"{run.release.id} {how}{was}; took {took:.1f} s")
+            ended = Ended(0, f"{run.release.id} {how}{was}; took {took:.1f} s{run.doubts()}")
             if run.old is not None and run.old.release.same_code(run.release):
                 text = f"{ended.text}; both lie in {run.release.path}, so `quiesce rollback` cannot go back"
                 ended = Ended(0, text)
@@ -359,9 +360,12 @@ class Service:
         self.changed()
 
     def rollout_finished(self, run: RolloutRun) -> None:
+        self.last_cut = run.old.cut if run.old is not None else 0
         for watch in self._watches.get(id(run), ()):
             watch.finished()
-        if run.old is not None:
+        if run.old is not None and run.old.cut:
+            self.log.warning("drained", release=run.old.release.id, cut_at_drain_timeout=run.old.cut)
+        elif run.old is not None:
             self.log.info("drained", release=run.old.release.id)
         self._finish(run)
         self.changed()
@@ -397,7 +401,7 @@ class Service:
                 "from": run.old.release.id if run.old is not None else None,
                 "outcome": outcome,
                 "duration_s": round(self.loop.now() - run.since, 3),
-                "reason": reason,
+                "reason": reason or ("" if run.plan.gate else "forced: no gate, no bake"),
             }
         )
         if warning:

@@ -20,7 +20,6 @@ from apps import Notes, Release, build
 from harness import Instance, Port, prepared, running
 from harness.processes import kill
 from harness.verdict import assert_serves, at_strength
-from load import LoadClient, busy, fresh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 

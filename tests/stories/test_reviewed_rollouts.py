@@ -14,7 +14,7 @@ import pytest
 from apps import Behaviour, Notes, Release, build, link
 from harness import Instance, Port, prepared, running
 from harness.verdict import assert_serves, at_strength, serving
-from load import LoadClient, busy, fresh
+from load import LoadClient, fresh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -171,15 +171,15 @@ def test_a_release_that_hangs_on_every_request_after_the_gate_is_an_undo(
 
 
 def test_a_short_bake_full_of_errors_is_an_undo(tmp_path: Path, notes: Notes, port: Port) -> None:
+    """So many clients, because each waits a moment after an error, and few answers prove nothing."""
     v1 = build(tmp_path, "v1", notes)
     v2 = build(tmp_path, "v2", notes, behaviour=Behaviour(serves=500))
     with running(tmp_path / "instance", v1, binds=[port.address]) as instance:
         instance.expect("ERROR")
         pids = instance.worker_pids()
-        with LoadClient(instance.target, fresh(4), busy(6)) as load:
+        with LoadClient(instance.target, fresh(60)) as load:
             load.wait_answers(100)
             outcome = instance("upgrade", "--release", str(v2.path), "--bake", "0.2")
-            load.wait_answers(100)
             report = load.stop()
         assert outcome.code == 1, f"{outcome}\n{report.explain()}"
         assert "5xx" in outcome.text, outcome
@@ -243,8 +243,8 @@ def test_stop_in_the_bake_does_not_decide_for_the_new_release(
             stop = instance.begin("stop")
             outcome = upgrade.finish(20)
             assert outcome.code == 3, outcome
-            assert stop.finish(30).code == 0
             assert slow.recv(4096).startswith(b"HTTP/1.1 200 "), "what was accepted was answered"
+        assert stop.finish(30).code == 0
         assert instance.wait(10) == 0
         state = instance.runtime_dir / "state"
         entries = [json.loads(line) for line in (state / "history.jsonl").read_text().splitlines()]
