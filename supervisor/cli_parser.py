@@ -199,7 +199,9 @@ def build(argv: Sequence[str]) -> argparse.ArgumentParser:
         example = f"Example:\n  {command.example}" if command.example else None
         sub = commands.add_parser(
             command.name,
-            description=command.help[0].upper() + command.help[1:] + ("" if command.help.endswith("?") else "."),
+            description=command.help[0].upper()
+            + command.help[1:]
+            + ("" if command.help.endswith("?") else "."),
             epilog=example,
             formatter_class=_Help,
             allow_abbrev=False,

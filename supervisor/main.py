@@ -34,9 +34,10 @@ from quiesce.supervisor.notify import Notifier
 from quiesce.supervisor.operations import Operations
 from quiesce.supervisor.pidfile import InstanceLock, LockedError, remove_pidfile, take_lock, write_pidfile
 from quiesce.supervisor.places import Places
-from quiesce.supervisor.service import Busy, Ended, Service, Stopping, Watch
+from quiesce.supervisor.service import Service
 from quiesce.supervisor.signals import Signals
 from quiesce.supervisor.starting import Mode, StartReport
+from quiesce.supervisor.watching import Busy, Ended, Stopping, Watch
 
 WANTED_FILES = 65536  # soft RLIMIT_NOFILE that is asked for, as far as the hard one allows
 STOP_NEWS_S = 1.0

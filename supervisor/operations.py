@@ -13,7 +13,8 @@ from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.render import plural
-from quiesce.supervisor.service import Busy, Ended, Service, Stopping, Watch
+from quiesce.supervisor.service import Service
+from quiesce.supervisor.watching import Busy, Ended, Stopping, Watch
 from quiesce.supervisor.worker_link import Worker
 
 LATER = {

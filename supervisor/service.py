@@ -7,10 +7,8 @@ The one place where rollouts, fleet and commands meet.  It decides nothing that 
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
-from typing import NamedTuple
 
-from quiesce.shared.errors import ConfigError, QuiesceError
+from quiesce.shared.errors import ConfigError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Loaded, Settings
@@ -20,9 +18,9 @@ from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.core.releases import (
     Release,
     choose_rollback,
+    cold_start_order,
     good_ones,
     next_id,
-    was_rolled_back,
 )
 from quiesce.supervisor.core.rollout import phase
 from quiesce.supervisor.core.verify import Sample
@@ -35,35 +33,8 @@ from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
 from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
 from quiesce.supervisor.upkeep import Upkeep, Waiters
+from quiesce.supervisor.watching import Busy, Ended, Stopping, Watch
 from quiesce.supervisor.worker_link import Worker
-
-Progress = Callable[[str], None]
-
-
-class Busy(QuiesceError):
-    """Another change is being decided."""
-
-
-class Stopping(Enum):
-    NO = 0
-    GRACEFUL = 1
-    FAST = 2
-
-
-class Ended(NamedTuple):
-    """What a command that started a rollout is told at its end."""
-
-    code: int
-    text: str
-    detail: str = ""
-
-
-class Watch(NamedTuple):
-    """Somebody who waits for a rollout."""
-
-    progress: Progress
-    decided: Callable[[Ended], None]
-    finished: Callable[[], None]  # the old generation is gone, too
 
 
 class Service:
@@ -164,25 +135,21 @@ class Service:
         """
         outcomes = self.history.outcomes()
         good = [release for release in good_ones(outcomes) if exists(release)]
-        candidates: list[Release] = []
+        configured: Release | None = None
         try:
             configured = resolve(self.settings, self._new_id(), None)
-            if was_rolled_back(configured.path, outcomes) and any(
-                not release.same_code(configured) for release in good
-            ):
-                self.notice(
-                    f"{configured.path} was rolled back before and is not started; "
-                    "`quiesce upgrade` tries it again once it is mended"
-                )
-            else:
-                candidates.append(configured)
-                self._ids.append(configured.id)
         except ConfigError as exc:
             if not good:
                 raise
-            configured = good[0]
-            self.notice(f"{exc}")
-        candidates += [release for release in good if not release.same_code(configured) or not candidates]
+            self.notice(str(exc))
+        candidates = cold_start_order(configured, good, outcomes)
+        if configured is not None and configured not in candidates:
+            self.notice(
+                f"{configured.path} was rolled back before and is not started; "
+                "`quiesce upgrade` tries it again once it is mended"
+            )
+        elif configured is not None:
+            self._ids.append(configured.id)
         self._start_next(candidates, watch)
 
     def _start_next(self, candidates: list[Release], watch: Watch) -> None:

@@ -10,7 +10,8 @@ from quiesce.supervisor.core.lifecycle import State
 from quiesce.supervisor.core.rollout import phase
 from quiesce.supervisor.crew import Generation
 from quiesce.supervisor.render import plural
-from quiesce.supervisor.service import Service, Stopping
+from quiesce.supervisor.service import Service
+from quiesce.supervisor.watching import Stopping
 from quiesce.supervisor.worker_link import Worker
 
 

@@ -1,7 +1,7 @@
 """The registry of releases: which serve, which were good, which to go back to.  Pure."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quiesce.shared.errors import ConfigError
@@ -96,6 +96,27 @@ def good_ones(history: Iterable[Outcome]) -> list[Release]:
         last.pop(key, None)  # so that the order is that of the last change
         last[key] = entry
     return [entry.release for entry in reversed(last.values()) if entry.outcome == "done"]
+
+
+def cold_start_order(
+    configured: Release | None, good: Sequence[Release], history: Iterable[Outcome]
+) -> list[Release]:
+    """What a cold start tries, in order.
+
+    Args:
+        configured: What the configuration means; None: it is not on disk.
+        good: Good releases that are on disk, newest first.
+        history: All that is known, oldest first.
+
+    The configured release comes first, unless its directory was rolled back and there is
+    another good one to serve in its place.
+    """
+    if configured is None:
+        return list(good)
+    others = [release for release in good if not release.same_code(configured)]
+    if others and was_rolled_back(configured.path, history):
+        return others
+    return [configured, *others]
 
 
 def choose_rollback(

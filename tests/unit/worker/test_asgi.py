@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,17 @@ async def together(scope, receive, send):
     await gate.wait()
     await answer(send, b"%d" % n)
 
+async def background(scope, receive, send):
+    await answer(send, b"ok")
+    say("in the background")
+    try:
+        while not os.path.exists("may_end"):
+            await asyncio.sleep(0.01)
+        say("background done")
+    except asyncio.CancelledError:
+        say("background cancelled")
+        raise
+
 async def fork(scope, receive, send):
     pid = os.fork()
     if pid == 0:
@@ -177,8 +189,6 @@ def served(supervisor: FakeSupervisor) -> FakeSupervisor:
 
 
 def output_has(supervisor: FakeSupervisor, *wanted: str) -> None:
-    import time
-
     deadline = time.monotonic() + PATIENCE_S
     while not all(text in supervisor.output() for text in wanted):
         assert time.monotonic() < deadline, supervisor.output()
@@ -386,6 +396,33 @@ def test_a_drain_waits_for_a_running_request(shop: Path) -> None:
             assert supervisor.expect(msg.Drained, re=drain).cut == 0
         assert supervisor.shutdown() == WorkerExit.OK
         assert supervisor.output().endswith("shutdown\n")
+
+
+def test_a_drain_waits_for_a_background_task(shop: Path) -> None:
+    with FakeSupervisor(shop) as supervisor:
+        served(supervisor)
+        assert supervisor.get("/background").body == b"ok"
+        output_has(supervisor, "in the background")
+        drain = supervisor.send(msg.Drain(PATIENCE_S))
+        with pytest.raises(AssertionError, match="no message"):
+            supervisor.next(0.3)  # nobody is connected, and still it is not drained
+        (shop / "may_end").touch()
+        assert supervisor.expect(msg.Drained, re=drain).cut == 0
+        assert "background done" in supervisor.output()
+        assert supervisor.shutdown() == WorkerExit.OK
+
+
+def test_a_background_task_does_not_hold_a_worker_past_the_deadline(shop: Path) -> None:
+    with FakeSupervisor(shop) as supervisor:
+        served(supervisor)
+        assert supervisor.get("/background").body == b"ok"
+        output_has(supervisor, "in the background")
+        began = time.monotonic()
+        drain = supervisor.send(msg.Drain(0.3))
+        supervisor.expect(msg.Drained, re=drain)
+        assert 0.2 < time.monotonic() - began < 4.0  # not the seconds for the last words: nobody is connected
+        assert supervisor.shutdown() == WorkerExit.OK
+        assert "background cancelled" in supervisor.output()
 
 
 def test_a_forked_child_holds_neither_client_nor_channel(shop: Path) -> None:

@@ -9,6 +9,7 @@ from quiesce.supervisor.core.releases import (
     Outcome,
     Release,
     choose_rollback,
+    cold_start_order,
     good_ones,
     next_id,
     was_rolled_back,
@@ -214,3 +215,25 @@ def test_going_back_inside_one_directory_keeps_it_good() -> None:
     again = R1._replace(id="r2")
     history = [*done(R1, again), Outcome(R1, "done", left="r2")]
     assert good_ones(history) == [R1]
+
+
+# -- a cold start -------------------------------------------------------------------------------
+
+
+def test_a_cold_start_tries_what_is_configured_and_then_the_newest_good_one() -> None:
+    new = release(4, "v4")
+    assert cold_start_order(new, [R3, R2], done(R2, R3)) == [new, R3, R2]
+    assert cold_start_order(R3._replace(id="r4"), [R3, R2], done(R2, R3)) == [R3._replace(id="r4"), R2]
+
+
+def test_a_cold_start_skips_what_was_rolled_back_if_there_is_another() -> None:
+    bad = [*done(R1), Outcome(R2, "rolled_back")]
+    assert cold_start_order(R2._replace(id="r3"), [R1], bad) == [R1]
+    again = R2._replace(id="r3")
+    assert cold_start_order(again, [], [Outcome(R2, "rolled_back")]) == [again], (
+        "better than nothing, and gated"
+    )
+
+
+def test_a_cold_start_without_the_configured_directory_serves_what_was_good() -> None:
+    assert cold_start_order(None, [R2, R1], done(R1, R2)) == [R2, R1]
