@@ -77,9 +77,10 @@ class Daemon:
         self._pool = (
             ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
         )
+        self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
-        getattr(app, "when_idle", lambda callback: None)(self._check_empty)
+        getattr(app, "when_idle", lambda callback: None)(self._call_over)
         self._second = 0
         self._date = b""
         self._date_line = b""
@@ -119,7 +120,8 @@ class Daemon:
 
         A connection whose first request has not come is served when it comes; every answer from now on says
         ``Connection: close``; idle ones are left alone until ``timeout_s``, then closed politely.  Busy ones
-        have until then too: who has no answer gets 503, who has half a one is cut.  ``on_drained`` is called when
+        have until then too: who has no answer gets 503, who has half a one is cut.  Code of the application that
+        works on after its response has until then too, whoever is connected.  ``on_drained`` is called when
         every close is finished, a few seconds after ``timeout_s`` at the latest.
         """
         self._drain_s = timeout_s
@@ -243,8 +245,12 @@ class Daemon:
             return
         slot = self.counters.slot
         slot[figures.IN_REQUEST_SINCE_NS] = monotonic_ns()
+        self._in_call = True
         self._call(exchange)
+        self._in_call = False
         slot[figures.IN_REQUEST_SINCE_NS] = 0
+        if self.draining:
+            self._check_empty()
 
     def _call(self, exchange: Exchange) -> None:
         try:
@@ -333,9 +339,15 @@ class Daemon:
             self._step(life.Event.EMPTY)
 
     def _is_working(self) -> bool:
-        return (self._pool is not None and self._pool.busy) or self._app_running() > 0
+        if self._pool is not None:
+            return self._pool.busy
+        # A call in this very thread: its answer may have been the last connection's end.
+        return self._in_call or self._app_running() > 0
 
     def _call_over(self) -> None:
-        """In a thread of the pool: a call has ended."""
+        """In a thread of the pool, or in a task of the application: a call has ended.
+
+        Looked at in a turn of its own: what follows a drain is not done within the application's call.
+        """
         if self.draining:
             self.loop.call_soon_threadsafe(self._check_empty)

@@ -8,6 +8,7 @@ import pytest
 
 from quiesce import Request, Response
 from quiesce.worker.core.limits import Limits
+from quiesce.worker.net import body_store
 from quiesce.worker.net import counters as figures
 from wire.serving import read_reply, read_to_end, serving
 from wire.test_answers import GET, Streams, hello
@@ -157,6 +158,24 @@ def test_large_body_goes_through_a_file_and_holds_no_thread() -> None:
             sock.sendall(b"x")
             assert read_reply(sock).body == b"100000 BufferedRandom"
             sock.close()
+
+
+@pytest.mark.parametrize("size", [2_000, 300_000], ids=["at its end", "in its middle"])
+def test_body_for_which_the_disk_is_full_is_a_500(
+    size: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The kernel's own ENOSPC.  So little fits the file's buffer that only the end of the body tries the disk.
+    monkeypatch.setattr(body_store, "_unlinked_file", lambda: open("/dev/full", "w+b"))  # noqa: SIM115
+    with serving(hello, threads=2, limits=Limits(body_memory=1000)) as served, served.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        reply = read_reply(sock)
+        assert (reply.status, reply.get("connection")) == (500, "close")
+        assert read_to_end(sock) == b""
+        sock.close()
+        served.until(lambda: served.daemon.open == 0)
+        assert served.ask(GET).status == 200
+    err = capfd.readouterr().err
+    assert err.count("a request body cannot be kept") == 1 and "Traceback" not in err
 
 
 def test_counters() -> None:

@@ -15,8 +15,10 @@ class ThreadPool(Generic[T]):
     def __init__(self, count: int, work: Callable[[T], None], over: Callable[[], None]) -> None:
         self._over = over
         self._queue: SimpleQueue[T | None] = SimpleQueue()
-        self.submit = self._queue.put
         self._since = [0] * count
+        # Each written by one thread only, so without a lock.
+        self._submitted = 0
+        self._ended = [0] * count
         # Daemon threads: one that hangs in the application must not hang the interpreter's exit.
         self._threads = [
             Thread(target=self._run, args=(work, number), name=f"quiesce-{number}", daemon=True)
@@ -24,6 +26,11 @@ class ThreadPool(Generic[T]):
         ]
         for thread in self._threads:
             thread.start()
+
+    def submit(self, item: T) -> None:
+        """Have it done by the next thread that is free.  From one thread only."""
+        self._submitted += 1
+        self._queue.put(item)
 
     def _run(self, work: Callable[[T], None], number: int) -> None:
         get, since = self._queue.get, self._since
@@ -34,6 +41,7 @@ class ThreadPool(Generic[T]):
             since[number] = monotonic_ns()
             work(item)
             since[number] = 0
+            self._ended[number] += 1
             self._over()
             del item  # or the last request would be kept until the next one comes
 
@@ -45,8 +53,8 @@ class ThreadPool(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """Does a request run or wait?"""
-        return any(self._since) or not self._queue.empty()
+        """Does a request run or wait?  Also one that a thread has taken just now and not begun."""
+        return self._submitted != sum(self._ended)
 
     @property
     def waiting(self) -> int:

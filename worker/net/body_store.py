@@ -47,13 +47,22 @@ class BodyStore:
         self._file.write(data)
 
     def take(self) -> IO[bytes]:
-        """The body at its beginning; the caller owns it."""
+        """The body at its beginning; the caller owns it.
+
+        Raises:
+            OSError: The last of it cannot be written; the file is still ours.
+        """
         if self._file is None:
             return BytesIO(b"".join(self._parts))
+        self._file.seek(0)  # writes what is buffered
         file, self._file = self._file, None
-        file.seek(0)
         return file
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        """Throw it away."""
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError:
+                pass  # closed all the same; what it could not write on the way is not wanted

@@ -21,6 +21,9 @@ FRESH, IDLE, HEAD, BODY, WORKING = State.FRESH, State.IDLE, State.HEAD, State.BO
 STREAMING, SKIPPING, SENDING, FLUSHING = State.STREAMING, State.SKIPPING, State.SENDING, State.FLUSHING
 LINGERING, CLOSED = State.LINGERING, State.CLOSED
 
+_OURS = (Event.REFUSED, Event.DEADLINE, Event.END)  # our answer, unless the application's has begun
+_LAST = (FLUSHING, LINGERING, CLOSED)  # no application answers any more
+
 
 class Ending(Timed):
     """The part of a connection that knows its state, and how to leave."""
@@ -33,6 +36,7 @@ class Ending(Timed):
 
     exchange: Exchange | None
     _eof: bool
+    _input: bytes
 
     def __init__(self, daemon: "Daemon", sock: socket.socket, probe: bool) -> None:
         Timed.__init__(self, sock, daemon.loop, daemon.recheck_s)
@@ -53,15 +57,34 @@ class Ending(Timed):
         """Take a step by the table, and do what it says.  The loop's thread.
 
         ``rejected``: our own answer, with REFUSED.
+
+        What the application has sent, the step, and taking the exchange away are one critical section: a
+        thread of the pool has answered before it, or does not answer at all.
         """
+        taken: Exchange | None = None
         with self.lock:
             if self.state is CLOSED:
                 return
+            if event is Event.PEER_DONE and self.state is IDLE and self._input:
+                return  # answered by another thread just now, whose _settle comes to what waits
+            exchange = self.exchange
+            if exchange is not None and exchange.started and event in _OURS:
+                # A response that began and cannot go on must not be taken for whole.
+                self._reset_on_close()
+                event = Event.LOST
             try:
                 self.state, actions = step(self.state, event)
             except IllegalTransition as exc:  # a bug of ours: this client pays, nobody else
                 print(f"quiesce: {exc}", file=sys.stderr, flush=True)
                 self.state, actions = CLOSED, (Action.TELL, Action.CLOSE)
+            if exchange is not None and self.state in _LAST:
+                taken, self.exchange = exchange, None
+                taken.disconnected = True
+        self._perform(actions, taken, rejected)
+
+    def _perform(
+        self, actions: tuple[Action, ...], taken: Exchange | None, rejected: Rejected | None
+    ) -> None:
         for action in actions:
             if action is Action.FIN:
                 self._fin()
@@ -69,13 +92,15 @@ class Ending(Timed):
                 self._close()
             elif action is Action.SAY:
                 assert rejected is not None
-                self._say(rejected)
+                self._say(rejected, taken)
             elif action is Action.TELL:
-                self._tell()
+                exchange = taken or self.exchange
+                if exchange is not None:
+                    exchange.tell()
             elif action is Action.SAY_408:
-                self._say(Rejected(408, "the request did not come in time"))
+                self._say(Rejected(408, "the request did not come in time"), taken)
             elif action is Action.SAY_503:
-                self._say(Rejected(503, "this server is about to leave", retry_after_s=1))
+                self._say(Rejected(503, "this server is about to leave", retry_after_s=1), taken)
         if self.state is FLUSHING:
             self._drop_body()
             self._settle()
@@ -83,15 +108,6 @@ class Ending(Timed):
     def _reset_on_close(self) -> None:
         # A body that ends with the connection would look complete if we sent a FIN.
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-
-    def _tell(self) -> None:
-        exchange = self.exchange
-        if exchange is None:
-            return
-        if self.state is WORKING:
-            exchange.tell()
-        else:
-            exchange.lose()
 
     def _fin(self) -> None:
         """Half-close and read on: a close with unread input is a reset, which can eat our last answer."""
@@ -117,9 +133,6 @@ class Ending(Timed):
         self.daemon.loop.unwatch(self.fd)
         with self.lock:
             self._drop_body()
-            exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.disconnected = True
         self.release()
         self.daemon.forget(self)
 
@@ -134,41 +147,23 @@ class Ending(Timed):
 
     def end(self) -> None:
         """The drain's time is over."""
-        if not self._cut_if_begun():
-            self.event(Event.END)
+        self.event(Event.END)
 
     # -- our own answers -----------------------------------------------------------------------
 
     def refuse(self, rejected: Rejected) -> None:
         """Answer in the application's place, then close."""
-        if self._cut_if_begun():
-            return
         self.event(Event.REFUSED, rejected)
 
-    def _cut_if_begun(self) -> bool:
-        """A response that began and cannot go on must not be taken for whole."""
-        exchange = self.exchange
-        if exchange is None or not exchange.started:
-            return False
-        exchange.disconnected = True
-        self._reset_on_close()
-        self.event(Event.LOST)
-        return True
-
-    def _say(self, rejected: Rejected) -> None:
-        """Queue an answer of ours, unless the application's has begun; take the exchange away."""
+    def _say(self, rejected: Rejected, taken: Exchange | None) -> None:
+        """Queue an answer of ours, in the place of the exchange that was taken away."""
         self._set_busy(True)
         with self.lock:
-            exchange, self.exchange = self.exchange, None
             self._drop_body()
-        if exchange is not None:
-            exchange.disconnected = True
-        head_only = exchange is not None and exchange.request.method == "HEAD"
+        head_only = taken is not None and taken.request.method == "HEAD"
         self.push(None, reply(rejected, self.daemon.date(), head_only=head_only))
         if not self.probe:
             self.daemon.counters.response(rejected.status, 0, 0)
-        if exchange is not None:
-            exchange.tell()
 
     def _set_busy(self, busy: bool) -> None:
         if self.busy is not busy:

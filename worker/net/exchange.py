@@ -338,12 +338,8 @@ class Exchange:
         app = self._connection.daemon.app
         print(f"quiesce: the {app.interface} application {what}", file=sys.stderr, flush=True)
 
-    def lose(self) -> None:
-        """The connection's, in the loop's thread: nobody listens any more."""
-        self.disconnected = True
-        self.tell()
-
     def tell(self) -> None:
+        """The connection's, in the loop's thread: nobody listens any more, or sends any more."""
         callback, self.on_disconnect = self.on_disconnect, None
         if callback is not None:
             callback()

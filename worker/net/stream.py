@@ -313,8 +313,7 @@ class Connection(Ending):
             self.refuse(rejected)
             return
         except OSError as exc:
-            print(f"quiesce: a request body cannot be kept: {exc}", file=sys.stderr, flush=True)
-            self.refuse(Rejected(500, "the body cannot be kept"))
+            self._cannot_keep(exc)
             return
         if decoder.done:
             self._body_done(payload)
@@ -323,6 +322,11 @@ class Connection(Ending):
         if self.state is STREAMING and self.exchange is not None:
             self.exchange.take_body(payload, False)
             self.update_interest()
+
+    def _cannot_keep(self, exc: OSError) -> None:
+        """No room for the body (ENOSPC, EMFILE).  The client first: the log may be on the same disk."""
+        self.refuse(Rejected(500, "the body cannot be kept"))
+        print(f"quiesce: a request body cannot be kept: {exc}", file=sys.stderr, flush=True)
 
     def _check_rate(self) -> None:
         limits = self.daemon.limits
@@ -351,9 +355,14 @@ class Connection(Ending):
             exchange.take_body(payload, True)
             self.update_interest()
         else:
-            store, self._store = self._store, None
+            store = self._store
             assert exchange is not None and store is not None
-            exchange.body = exchange.request.file = store.take()
+            try:
+                exchange.body = exchange.request.file = store.take()
+            except OSError as exc:
+                self._cannot_keep(exc)
+                return
+            self._store = None
             self.state = WORKING
             parsing, self._parsing = self._parsing, True
             self.daemon.call(exchange)
@@ -404,33 +413,33 @@ class Connection(Ending):
         connection idle, or the loop would have to be woken for it.
         """
         daemon = self.daemon
-        idle = False
         with self.lock:
             if self.exchange is not exchange:
                 return
             if data:
                 self._push(data, more)
+            sent = self.sent - self._reported
+            self._reported += sent
+            is_idle = keep and exchange.body_complete and not self._queue and not self.broken
+            # Counted first: the loop sees IDLE without the lock, and counts the next request, or the end.
+            if not self.probe:
+                daemon.counters.response(exchange.status, sent, -(is_idle and self.busy))
             if not keep:
                 self.state = FLUSHING
             elif not exchange.body_complete:
                 self.state = SKIPPING
-            elif self._queue or self.broken:
+            elif not is_idle:
                 self.state = SENDING
             else:
-                self.state = IDLE
                 timeout = daemon.limits.idle_timeout
                 self._deadline = monotonic() + timeout if timeout else inf
-                idle = self.busy
                 self.busy = False
-            sent = self.sent - self._reported
-            self._reported += sent
+                self.state = IDLE
             self.exchange = None
             quiet = self.state is IDLE and not ((self._input and not self._parsing) or self._eof)
         # From here on the loop may have begun with the next request.
-        if not self.probe:
-            daemon.counters.response(exchange.status, sent, -idle)
-            if daemon.access_log is not None:
-                daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
+        if daemon.access_log is not None and not self.probe:
+            daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
         if quiet:
             return
         if not daemon.in_loop():
@@ -511,8 +520,7 @@ class Connection(Ending):
             return
         if not self.probe and state not in (IDLE, LINGERING):
             self.daemon.counters.count(figures.TIMEOUTS)
-        if not self._cut_if_begun():
-            self.event(Event.DEADLINE)
+        self.event(Event.DEADLINE)
 
     def _drop_body(self) -> None:
         self._input = b""
