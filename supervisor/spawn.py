@@ -42,6 +42,10 @@ class Spec(NamedTuple):
     identity: Identity | None = None  # None: as the supervisor
 
 
+class _InstallationClosed(Exception):
+    """The worker's user may not read our own files."""
+
+
 class Spawned(NamedTuple):
     pid: int  # for people; signals go through the pidfd
     pidfd: int  # the caller owns it
@@ -112,6 +116,8 @@ class Spawner:
             if spec.identity is not None:
                 self._become(spec.identity)
             os.chdir(spec.cwd)  # as the user, who may not be allowed to
+            if not os.access(self._bootstrap, os.R_OK):
+                raise _InstallationClosed(_closed(self._bootstrap))
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.execve(spec.python, argv, spec.env)
         except BaseException as exc:
@@ -143,18 +149,21 @@ def _explain(exc: BaseException, spec: Spec) -> str:
         if not Path(spec.cwd).is_dir():
             return f"the directory {spec.cwd} is not there"
         return f"the interpreter {spec.python} is not there; make the release's virtualenv, or set `python`"
+    if isinstance(exc, _InstallationClosed):
+        user = spec.identity.name if spec.identity else "this user"
+        return f"{user} may not read quiesce itself: {exc}"
     if isinstance(exc, PermissionError):
         user = spec.identity.name if spec.identity else "this user"
-        return f"{user} may not run {spec.python} in {spec.cwd}: {_culprit(spec) or exc}"
+        why = _closed(spec.cwd) or _closed(spec.python) or exc
+        return f"{user} may not run {spec.python} in {spec.cwd}: {why}"
     return f"cannot start {spec.python}: {exc}"
 
 
-def _culprit(spec: Spec) -> str:
-    """The first thing on the way that we, who are the user already, may not pass; links are followed."""
-    for target in (spec.cwd, spec.python):
-        real = Path(os.path.realpath(target))
-        for folder in [*reversed(real.parents), real]:
-            if not os.access(folder, os.X_OK):
-                link = f" (behind the link {target})" if str(real) != target else ""
-                return f"{folder}{link} is closed to that user; `chmod a+x` it, or put it elsewhere"
+def _closed(target: str) -> str:
+    """The first thing on the way to it that we, who are the user already, may not pass; links are followed."""
+    real = Path(os.path.realpath(target))
+    for folder in [*reversed(real.parents), real]:
+        if not os.access(folder, os.R_OK if folder == real and real.is_file() else os.X_OK):
+            link = f" (behind the link {target})" if str(real) != target else ""
+            return f"{folder}{link} is closed to that user; `chmod a+x` it, or put it elsewhere"
     return ""

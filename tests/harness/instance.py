@@ -377,7 +377,7 @@ def running(
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """Ours without what would tell quiesce that it runs under systemd, or where to look for modules."""
-    env = {**os.environ, **more}
+    env = dict(os.environ)
     for name in (
         "NOTIFY_SOCKET",
         "LISTEN_PID",
@@ -387,7 +387,7 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
         "PYTHONPATH",
     ):
         env.pop(name, None)
-    return env
+    return {**env, **more}
 
 
 def _wait_all_gone(keep: set[int]) -> list[Any]:

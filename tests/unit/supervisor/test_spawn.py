@@ -177,3 +177,26 @@ def test_the_workers_end_of_the_channel_is_the_only_one_left_open() -> None:
     assert ours.recv(1) == b"", "EOF"
     ours.close()
     capture.close()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: drops rights")
+def test_an_installation_that_the_user_may_not_read_is_named(tmp_path: Path) -> None:
+    """The supervisor's own folder is closed to others, as root's home is."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "bootstrap.py").write_text("")
+    for folder in (tmp_path, *tmp_path.parents):
+        if "pytest" in str(folder):
+            folder.chmod(0o755)
+    spawner = Spawner()
+    spawner._bootstrap = str(closed / "bootstrap.py")
+    capture = Capture()
+    ours, theirs = make_pair()
+    who = Identity(65534, 65534, (65534,), "nobody", "/nonexistent")
+    info = finish(spawner.spawn(Spec(sys.executable, "/", {}, theirs.fileno(), capture.fd, 0o022, who)))
+    assert info.si_status == 77
+    assert f"quiesce itself: {closed} is closed to that user" in capture.tail()
+    for end in (ours, theirs):
+        end.close()
+    capture.close()
