@@ -11,7 +11,7 @@ from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import COUNTERS, SLOTS, Field, Scoreboard
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.core.backoff import Backoff
-from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT, State
+from quiesce.supervisor.core.lifecycle import COMING, State
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.listeners import Listeners
@@ -49,9 +49,6 @@ class Generation:
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
-
-    def may_accept(self) -> bool:
-        return any(worker.state in MAY_ACCEPT for worker in self)
 
     def accepting(self) -> int:
         return sum(worker.state is State.ACCEPTING for worker in self)
@@ -175,19 +172,11 @@ class Crew:
             for field in COUNTERS
         }
 
-    def find(self, worker_id: str) -> Worker | None:
-        return next((worker for worker in self if worker.id == worker_id), None)
-
     def all_gone(self) -> bool:
         return not any(generation.workers for generation in self.generations)
 
     def close(self) -> None:
         self.scoreboard.close()
-
-
-def going(generation: Generation) -> bool:
-    """Is nobody of it staying?"""
-    return all(worker.state in GOING for worker in generation)
 
 
 def close_on_exec_all() -> None:

@@ -37,7 +37,7 @@ from quiesce.supervisor.places import Places
 from quiesce.supervisor.service import Service
 from quiesce.supervisor.signals import Signals
 from quiesce.supervisor.starting import Mode, StartReport
-from quiesce.supervisor.watching import Busy, Ended, Stopping, Watch
+from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Watch
 
 WANTED_FILES = 65536  # soft RLIMIT_NOFILE that is asked for, as far as the hard one allows
 STOP_NEWS_S = 1.0
@@ -162,7 +162,7 @@ class _Supervisor:
         """Start, serve, stop.  Returns the exit code."""
         self.log.info("quiesce starts", name=self.service.settings.service.name, pid=os.getpid())
         self._notifier.status("starting")
-        self.service.start(Watch(self._progress, self._decided, lambda: None))
+        self.service.start(Watch(self._progress, self._decided, SILENT.finished))
         self.loop.run()
         return self._code
 
@@ -249,7 +249,7 @@ class _Supervisor:
             return
         self.log.info("SIGHUP: upgrading")
         try:
-            self.service.upgrade({}, None, {}, Watch(lambda text: None, self._log_ended, lambda: None))
+            self.service.upgrade({}, None, {}, SILENT._replace(decided=self._log_ended))
         except QuiesceError as exc:
             self.log.warning("SIGHUP: no upgrade", why=str(exc))
 
@@ -393,7 +393,7 @@ def _check_in(loaded: Loaded, folder: str) -> StartReport:
 
     service.on_gone = loop.stop
     try:
-        service.start(Watch(lambda text: None, decided, lambda: None))
+        service.start(SILENT._replace(decided=decided))
         loop.run()
     finally:
         service.crew.close()

@@ -13,8 +13,9 @@ from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.render import plural
+from quiesce.supervisor.rollouts import RolloutRun
 from quiesce.supervisor.service import Service
-from quiesce.supervisor.watching import Busy, Ended, Stopping, Watch
+from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Watch
 from quiesce.supervisor.worker_link import Worker
 
 LATER = {
@@ -101,26 +102,18 @@ class Operations:
                 Exit.OK, f"nothing has changed: {serving.release.id} ({serving.release.path}) serves on"
             )
         elif args.get("no_wait"):
-            reply.result(
-                Exit.OK,
-                f"upgrade to {run.release.id} has begun; see `quiesce status`",
-                data={"release": run.release.id},
-            )
+            _say_begun(run, reply)
 
     def _rollback(self, args: Args, reply: Reply) -> None:
         which = _text(args, "which") if args.get("which") else None
         run = self._service.rollback(which, self._watch(args, reply))
         if args.get("no_wait"):
-            reply.result(
-                Exit.OK,
-                f"rollback to {run.release.id} has begun; see `quiesce status`",
-                data={"release": run.release.id},
-            )
+            _say_begun(run, reply)
 
-    def _watch(self, args: Args, reply: Reply) -> Watch | None:
+    def _watch(self, args: Args, reply: Reply) -> Watch:
         """Wait for the decision, or with ``wait_drained`` for the end of the old generation as well."""
         if args.get("no_wait"):
-            return None
+            return SILENT
         answer: list[Ended] = []
 
         def decided(ended: Ended) -> None:
@@ -236,7 +229,8 @@ class Operations:
         return what, workers
 
     def _quiesce(self, args: Args, reply: Reply) -> None:
-        self._refuse_in_rollout()
+        # A rollout quiesces and resumes by itself; a second hand would upset its table.
+        self._service.refuse_if_busy()
         what, workers = self._chosen(args)
         if what == "all":
             self._service.upkeep.hold()
@@ -250,7 +244,7 @@ class Operations:
         )
 
     def _resume(self, args: Args, reply: Reply) -> None:
-        self._refuse_in_rollout()
+        self._service.refuse_if_busy()
         what, workers = self._chosen(args)
         if what == "all":
             self._service.upkeep.unhold()
@@ -262,16 +256,6 @@ class Operations:
             reply,
             f"{what}: {plural(len(workers), 'worker')} accept{'s' * (len(workers) == 1)}",
         )
-
-    def _refuse_in_rollout(self) -> None:
-        """A rollout quiesces and resumes by itself; a second hand would upset its table."""
-        run = self._service.run
-        if run is not None:
-            raise Busy(
-                f"{run.plan.command} to {run.release.id} is under way; wait for it, or `quiesce abort`"
-            )
-        if self._service.stopping is not Stopping.NO:
-            raise Busy("this instance is stopping")
 
     def _answer_when(self, workers: list[Worker], state: WorkerState, reply: Reply, text: str) -> None:
         def answer() -> None:
@@ -302,6 +286,12 @@ class Operations:
         for reply in self._stop_replies:
             reply.result(Exit.OK, f"{self._service.settings.service.name} has stopped")
         self._stop_replies.clear()
+
+
+def _say_begun(run: RolloutRun, reply: Reply) -> None:
+    """The answer to ``--no-wait``."""
+    text = f"{run.plan.command} to {run.release.id} has begun; see `quiesce status`"
+    reply.result(Exit.OK, text, data={"release": run.release.id})
 
 
 def _drained(service: Service) -> str:

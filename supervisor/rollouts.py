@@ -7,6 +7,7 @@ from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import SpawnError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field
+from quiesce.supervisor.config import Loaded
 from quiesce.supervisor.core import rollout as table
 from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
@@ -18,6 +19,7 @@ from quiesce.supervisor.core.verify import MIN_REQUESTS, Sample, too_many_errors
 from quiesce.supervisor.crew import Crew, Generation
 from quiesce.supervisor.health import Prober
 from quiesce.supervisor.render import plural
+from quiesce.supervisor.watching import Watch
 from quiesce.supervisor.worker_link import Worker
 
 BAKE_LOOK_S = 0.25  # how often the bake looks at errors and heartbeats
@@ -25,7 +27,7 @@ BAKE_PROBE_S = 1.0  # how often it asks every new worker the health questions ag
 BAKE_PATIENCE_S = 10.0  # for an answer; the bake does not end well before it
 STALLED_S = 5.0  # in the bake a new worker's loop that stands still this long is a reason to go back
 
-_ALIVE_AND_WELL = (WorkerState.PROVEN, WorkerState.ADMITTED, WorkerState.ACCEPTING)
+_PROVEN_AND_ON: tuple[WorkerState, ...] = (WorkerState.PROVEN, WorkerState.ADMITTED, WorkerState.ACCEPTING)
 
 
 class Outcome(NamedTuple):
@@ -61,8 +63,19 @@ class Boss(Protocol):
 class RolloutRun:
     """One change of release, being carried out."""
 
-    def __init__(self, crew: Crew, boss: Boss, plan: Plan, new: Generation, old: Generation | None) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        boss: Boss,
+        plan: Plan,
+        loaded: Loaded,
+        watch: Watch,
+        new: Generation,
+        old: Generation | None,
+    ) -> None:
         self.plan = plan
+        self.loaded = loaded  # in force once this is committed
+        self.watch = watch  # who waits
         self.new = new
         self.old = old
         self.state = State.STARTING
@@ -226,9 +239,6 @@ class RolloutRun:
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
 
     def _arm_bake(self) -> None:
-        killed = [worker.id for worker in self._old() if worker.failure]
-        for worker_id in killed:
-            self._log.warning("old worker did not quiesce", worker=worker_id)
         now = self._loop.now()
         if self.plan.bake_s <= 0 or not self.plan.gate or self.old is None:
             self._loop.call_soon(lambda: self._event(Event.BAKE_OVER))
@@ -357,13 +367,10 @@ class RolloutRun:
         self._boss.rollout_progress(self, f"{self.release.id}: {text}")
 
     def _tell_count(self) -> None:
-        want = WorkerState.READY if self.state is State.STARTING else WorkerState.PROVEN
-        past = {
-            WorkerState.READY: (WorkerState.READY, *_ALIVE_AND_WELL),
-            WorkerState.PROVEN: _ALIVE_AND_WELL,
-        }[want]
-        count = sum(worker.state in past for worker in self.new)
-        word = "ready" if want is WorkerState.READY else "proven"
+        word, states = "proven", _PROVEN_AND_ON
+        if self.state is State.STARTING:
+            word, states = "ready", (WorkerState.READY, *_PROVEN_AND_ON)
+        count = sum(worker.state in states for worker in self.new)
         text = f"{count}/{self.plan.wanted} {word}"
         if text != self._shown and count:
             self._shown = text

@@ -32,8 +32,8 @@ from quiesce.supervisor.recipes import recipe as recipe_for
 from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
 from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
-from quiesce.supervisor.upkeep import Upkeep, Waiters
-from quiesce.supervisor.watching import Busy, Ended, Stopping, Watch
+from quiesce.supervisor.upkeep import Upkeep
+from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Waiters, Watch
 from quiesce.supervisor.worker_link import Worker
 
 
@@ -60,8 +60,6 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
         self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
         self._log_fd = log_fd
-        self._watches: dict[int, list[Watch]] = {}  # by id() of the run
-        self._to_force: dict[int, Loaded] = {}  # likewise: its configuration, in force once it is committed
         self._waiters = Waiters()
         self._ids = history.used_ids()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers, log_fd)
@@ -78,7 +76,7 @@ class Service:
     # -- changes ------------------------------------------------------------------------
 
     def upgrade(
-        self, options: dict[str, str], label: str | None, plan: dict[str, object], watch: Watch | None
+        self, options: dict[str, str], label: str | None, plan: dict[str, object], watch: Watch
     ) -> RolloutRun | None:
         """Read the configuration again, look at the disk, roll out what is there.
 
@@ -87,7 +85,7 @@ class Service:
                 without them does what the configuration says.
             label: The deployer's word for it.
             plan: `bake` (seconds), `force` and `if_changed` (bool).
-            watch: Who waits.
+            watch: Who waits; SILENT if nobody does.
 
         Returns:
             The rollout; None if nothing had changed (`if_changed`).
@@ -112,7 +110,7 @@ class Service:
         self._ids.append(release.id)
         return self._roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
-    def rollback(self, which: str | None, watch: Watch | None) -> RolloutRun:
+    def rollback(self, which: str | None, watch: Watch) -> RolloutRun:
         """Back to the previous good release, or to the one that is named.
 
         Raises:
@@ -189,7 +187,7 @@ class Service:
         release: Release,
         recipe: Recipe,
         plan: dict[str, object],
-        watch: Watch | None,
+        watch: Watch,
         loaded: Loaded | None = None,
     ) -> RolloutRun:
         """Begin a rollout.  ``loaded`` is put in force when it is committed, and not before."""
@@ -205,10 +203,8 @@ class Service:
             max_error_rate=rollout.max_error_rate,
             gate=not plan.get("force"),
         )
-        run = RolloutRun(self.crew, self, todo, self.crew.begin(release, recipe), old)
+        run = RolloutRun(self.crew, self, todo, loaded, watch, self.crew.begin(release, recipe), old)
         self.runs.append(run)
-        self._to_force[id(run)] = loaded
-        self._watches[id(run)] = [watch] if watch is not None else []
         self.log.info(
             f"{command} begins",
             release=release.id,
@@ -266,13 +262,12 @@ class Service:
 
     def rollout_progress(self, run: RolloutRun, text: str) -> None:
         self.log.info(text)
-        for watch in self._watches.get(id(run), ()):
-            watch.progress(text)
+        run.watch.progress(text)
         self.changed()
 
     def rollout_commits(self, run: RolloutRun) -> None:
         self.serving = run.new
-        self.loaded = self._to_force.pop(id(run), self.loaded)
+        self.loaded = run.loaded
         self.upkeep.wanted = run.plan.wanted
         if run.plan.command != "start":
             self.notices.clear()  # what was loud is mended, or was about what served before
@@ -298,8 +293,7 @@ class Service:
                 ended = Ended(0, text)
         else:
             ended = self._undone(run, outcome)
-        for watch in self._watches.get(id(run), ()):
-            watch.decided(ended)
+        run.watch.decided(ended)
         self._after(run, outcome)
 
     def _undone(self, run: RolloutRun, outcome: Outcome) -> Ended:
@@ -328,8 +322,7 @@ class Service:
 
     def rollout_finished(self, run: RolloutRun) -> None:
         self.last_cut = run.old.cut if run.old is not None else 0
-        for watch in self._watches.get(id(run), ()):
-            watch.finished()
+        run.watch.finished()
         if run.old is not None and run.old.cut:
             self.log.warning("drained", release=run.old.release.id, cut_at_drain_timeout=run.old.cut)
         elif run.old is not None:
@@ -340,8 +333,7 @@ class Service:
     def _finish(self, run: RolloutRun) -> None:
         if run in self.runs:
             self.runs.remove(run)
-        self._watches.pop(id(run), None)
-        self._to_force.pop(id(run), None)
+        run.watch = SILENT
         for generation in (run.new, run.old):
             self._forget_if_empty(generation)
         self._waiters.look()
@@ -467,8 +459,7 @@ class Service:
         run.cancel()
         self._record(run, "aborted", "the instance was stopped")
         ended = Ended(3, f"{run.release.id}: the instance was stopped before it was decided")
-        for watch in self._watches.get(id(run), ()):
-            watch.decided(ended)
+        run.watch.decided(ended)
         self._finish(run)
 
     def waiting_for(self) -> str:

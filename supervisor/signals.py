@@ -10,11 +10,6 @@ from collections.abc import Callable, Mapping
 
 from quiesce.supervisor.loop import Loop
 
-HANDLED = (
-    signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-    signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH,
-)  # fmt: skip
-
 
 class Signals:
     """Installs handlers; gives each signal to its action in the loop, in order of arrival."""

@@ -1,7 +1,6 @@
 """Keep the serving release at its wanted strength: respawn, scale, hold, watch heartbeats."""
 
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from quiesce.shared.errors import SpawnError
@@ -190,27 +189,3 @@ class Upkeep:
 
 
 _WATCHED = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED, WorkerState.DRAINING))
-
-
-Fact = Callable[[], bool]
-
-
-class Waiters:
-    """Callbacks that wait for a fact about workers."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Fact, Callable[[], None]]] = []
-
-    def when(self, fact: Fact, then: Callable[[], None]) -> None:
-        """Call ``then`` once, as soon as ``fact`` holds."""
-        if fact():
-            then()
-        else:
-            self._waiting.append((fact, then))
-
-    def look(self) -> None:
-        """Something has changed: ask every fact again."""
-        ready = [waiter for waiter in self._waiting if waiter[0]()]
-        self._waiting = [waiter for waiter in self._waiting if waiter not in ready]
-        for _, then in ready:
-            then()

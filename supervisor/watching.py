@@ -33,3 +33,31 @@ class Watch(NamedTuple):
     progress: Progress
     decided: Callable[[Ended], None]
     finished: Callable[[], None]  # the old generation is gone, too
+
+
+#: Nobody waits.
+SILENT = Watch(lambda text: None, lambda ended: None, lambda: None)
+
+
+Fact = Callable[[], bool]
+
+
+class Waiters:
+    """Callbacks that wait for a fact about workers."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Fact, Callable[[], None]]] = []
+
+    def when(self, fact: Fact, then: Callable[[], None]) -> None:
+        """Call ``then`` once, as soon as ``fact`` holds."""
+        if fact():
+            then()
+        else:
+            self._waiting.append((fact, then))
+
+    def look(self) -> None:
+        """Something has changed: ask every fact again."""
+        ready = [waiter for waiter in self._waiting if waiter[0]()]
+        self._waiting = [waiter for waiter in self._waiting if waiter not in ready]
+        for _, then in ready:
+            then()

@@ -119,14 +119,6 @@ class Worker:
             self._asked_to_leave = True
         self._handle(event)
 
-    def can(self, event: Event) -> bool:
-        """Has the table a row for this now?"""
-        try:
-            step(self.state, event)
-        except IllegalTransition:
-            return False
-        return True
-
     def fail(self, why: str) -> None:
         """Kill it for a fault that was observed from outside (a stalled loop)."""
         self._lost(why)
@@ -145,11 +137,6 @@ class Worker:
         self.copy_output()
         # What it writes until it has read this still goes into the capture, so that is kept.
         self._send(msg.UseLog(), (fd,))
-
-    def reopen_log(self, fd: int) -> None:
-        """The log has another descriptor now."""
-        if not self._on_trial:
-            self._send(msg.UseLog(), (fd,))
 
     def copy_output(self) -> None:
         """Bring what it wrote into the log."""

@@ -127,6 +127,7 @@ class Daemon:
         self._drain_s = timeout_s
         self._on_drained = on_drained
         self._ended = False
+        self.cut = 0
         self._step(life.Event.DRAIN)
         self._check_empty()
 

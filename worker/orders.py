@@ -134,7 +134,6 @@ class Orders:
         self._drain_timeout_s = conf.drain_timeout_s
         self._drain_seq: int | None = None
         self._drain_until = inf
-        self._cut = 0
         self._has_accepted = False
         self._watches_write = False
         self._title = ProcTitle(conf.name, conf.worker)
@@ -257,11 +256,7 @@ class Orders:
     def _scoreboard(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.UseScoreboard)
         self._inbox.attach(incoming.message, incoming.fds)
-        slot, counters = self._inbox.slot, self._daemon.counters
-        assert slot is not None
-        with counters.lock:
-            slot[:] = counters.slot  # what was counted so far is ours to bring along
-            counters.slot = self._loop.slot = slot
+        self._daemon.use_slot(self._inbox.slot)
 
     def _log(self, incoming: Incoming) -> None:
         output.use(one(incoming.fds))
@@ -312,9 +307,7 @@ class Orders:
         elif action is Action.QUIESCE:
             daemon.quiesce()
         elif action is Action.DRAIN:
-            self._cut = 0
             self._drain_until = self._loop.now() + self._drain_timeout_s
-            self._loop.call_at(self._drain_until, self._note_cut)
             daemon.drain(self._drain_timeout_s, self._on_empty)
         elif action is Action.LEAVE:
             self._leave()
@@ -328,12 +321,7 @@ class Orders:
         elif action is Action.SAY_RESUMED:
             say(msg.Resumed(), re=seq)
         elif action is Action.SAY_DRAINED:
-            say(msg.Drained(self._cut), re=self._drain_seq)
-
-    def _note_cut(self) -> None:
-        """The drain's deadline, a moment before the daemon hears of it: who is busy now does not finish."""
-        if self.state in (State.DRAINING, State.FAREWELL):
-            self._cut = self._daemon.busy
+            say(msg.Drained(daemon.cut), re=self._drain_seq)
 
     def _on_empty(self) -> None:
         self._handle(Event.EMPTY)

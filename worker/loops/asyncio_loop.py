@@ -7,14 +7,14 @@ costs asyncio one handle however many connections are ready.
 """
 
 import asyncio
-import select
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from quiesce.shared.scoreboard import Field
-from quiesce.worker.loops.base import READ, Timer
+from quiesce.worker.loops.base import Timer
+from quiesce.worker.loops.epoll_set import EpollSet
 
 _BATCH = 256  # events a turn, so that the application's tasks get theirs
 
@@ -27,28 +27,16 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()  # type: ignore[no-any-return]
 
 
-class AsyncioLoop:
+class AsyncioLoop(EpollSet):
     """``Loop`` (base.py) on an event loop of its own; ``aio`` is that event loop."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.slot: memoryview | None = None
         self.aio = _new_event_loop()
         asyncio.set_event_loop(self.aio)
-        self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[int], None]] = {}
         self.aio.add_reader(self._epoll.fileno(), self._turn)
         self.now = time.monotonic  # not aio.time(): uvloop's stands still within a turn
-
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
-        self._epoll.register(fd, events)
-        self._callbacks[fd] = callback
-
-    def rewatch(self, fd: int, events: int) -> None:
-        self._epoll.modify(fd, events)
-
-    def unwatch(self, fd: int) -> None:
-        if self._callbacks.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         return self.aio.call_later(max(0.0, when - self.now()), callback)

@@ -1,26 +1,24 @@
 """The worker's own loop: level-triggered epoll, one heap of deadlines, an eventfd for other threads."""
 
 import os
-import select
 import sys
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
 
 from quiesce.shared.deadlines import Deadlines, Timer
-from quiesce.worker.loops.base import READ
+from quiesce.worker.loops.epoll_set import EpollSet
 from quiesce.worker.net.counters import TURN_NS
 
 _MOST_EVENTS = 256  # of one turn, so that timers and other threads are not kept waiting
 
 
-class EpollLoop:
+class EpollLoop(EpollSet):
     """See :class:`quiesce.worker.loops.base.Loop`.  Owns its epoll and eventfd descriptors."""
 
     def __init__(self, slot: memoryview | None = None) -> None:
+        super().__init__()
         self.slot = slot
-        self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[int], None]] = {}
         self._deadlines = Deadlines()
         self._soon: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -30,17 +28,6 @@ class EpollLoop:
 
     def now(self) -> float:
         return monotonic()
-
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
-        self._epoll.register(fd, events)
-        self._callbacks[fd] = callback
-
-    def rewatch(self, fd: int, events: int) -> None:
-        self._epoll.modify(fd, events)
-
-    def unwatch(self, fd: int) -> None:
-        if self._callbacks.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         return self._deadlines.at(when, callback)

@@ -56,11 +56,6 @@ class ThreadPool(Generic[T]):
         """Does a request run or wait?  Also one that a thread has taken just now and not begun."""
         return self._submitted != sum(self._ended)
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a thread."""
-        return self._queue.qsize()
-
     def forked(self) -> None:
         """In a child that a request forked: its thread, the only one there, ends when that request returns."""
         try:

@@ -51,7 +51,7 @@ class Connection(Ending):
     # fmt: off
     __slots__ = (
         "_continue", "_decoder", "_eof", "_events", "_input", "_parsing", "_read", "_store", "_unread",
-        "local", "peer", "scheme", "served",
+        "local", "peer", "scheme",
     )
     # fmt: on
 
@@ -68,7 +68,6 @@ class Connection(Ending):
         self.peer = peer
         self.local = local
         self.scheme = scheme
-        self.served = 0  # requests
         self._input = b""  # read and not yet parsed
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._store: BodyStore | None = None
@@ -206,7 +205,6 @@ class Connection(Ending):
             request.scheme = self.scheme
             request.peer = self.peer
             request.local = self.local
-            self.served += 1
             if self.probe:
                 pass
             else:
