@@ -42,16 +42,24 @@ class Channel:
         sock: The socket; closed by :meth:`close`.
         max_fds: Most descriptors that a packet may bring.  0: the peer is not trusted with
             any, and the kernel does not even install them.
+        first_seq: The number after which ours begin.  A supervisor that takes over a channel begins far
+            above where the one before it can have come, or an answer to that one would look like an
+            answer to itself.
     """
 
-    def __init__(self, sock: socket.socket, *, max_fds: int = MAX_FDS) -> None:
+    def __init__(self, sock: socket.socket, *, max_fds: int = MAX_FDS, first_seq: int = 0) -> None:
         # A Python-level timeout (socket.setdefaulttimeout(), which is the application's to call)
         # would wait in poll() before every sendmsg, MSG_DONTWAIT or not.
         sock.setblocking(False)
         self._sock = sock
         self._max_fds = max_fds
-        self._seq = 0
+        self._seq = first_seq
         self._queue: deque[tuple[bytes, list[int]]] = deque()  # duplicates, ours to close
+
+    @property
+    def seq(self) -> int:
+        """The number of the last message that was sent or queued; ``first_seq`` before the first."""
+        return self._seq
 
     def fileno(self) -> int:
         """The socket's descriptor, -1 after :meth:`close`."""

@@ -33,6 +33,8 @@ class Hello(NamedTuple):
     worker: str = ""  # "r42/1", empty before `configure`
     release: str = ""
     state: str = "starting"  # starting ready accepting quiesced draining drained
+    interface: str = ""  # what was found, as in `ready`; empty before that
+    threads: int = 0  # in force, as in `ready`; 0 before that
 
 
 class Ready(NamedTuple):
@@ -94,6 +96,7 @@ class Configure(NamedTuple):
     limits: dict[str, float] = {}  # keys of [limits]; nobody may mutate it
     log_level: str = "info"
     drain_timeout_s: float = 30.0  # for a worker that has to leave without being told how
+    ready_path: str = ""  # answered by the daemon itself; empty: no such path
 
 
 class Listen(NamedTuple):

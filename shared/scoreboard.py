@@ -2,7 +2,7 @@
 
 A memfd mapped by the supervisor and all workers, sized once and sealed against shrinking
 and growing, so that no peer can make another one die of SIGBUS.  A header, then 1,024 slots
-of 32 unsigned 64-bit fields.  Each field is stored whole by the one worker that has the slot;
+of 32 fields, all of them unsigned 64-bit numbers.  Each field is stored whole by the one worker that has the slot;
 whoever reads treats it as a hint and never as an index or a size.
 
 Fields are append-only: a worker of another version reads and writes the ones it knows.
@@ -18,7 +18,8 @@ from quiesce.shared.errors import ProtocolError
 
 SLOTS = 1024
 SLOT_FIELDS = 32  # room for later ones
-_HEADER_FIELDS = 512  # one page
+_HEADER_FIELDS = 512  # one page: magic, slots, fields of a slot, the flag below; the rest is zero
+_UNREADY = 3  # a later version may use the fields behind it, and no bit of this one but the whole
 _MAGIC = 0x5155_4945_5343_4531  # "QUIESCE1"
 _BYTES = 8 * (_HEADER_FIELDS + SLOTS * SLOT_FIELDS)
 
@@ -123,6 +124,19 @@ class Scoreboard:
             raise ProtocolError(f"slot {number} is outside the scoreboard's {SLOTS}")
         start = _HEADER_FIELDS + number * SLOT_FIELDS
         return self._view[start : start + SLOT_FIELDS]
+
+    @property
+    def unready(self) -> bool:
+        """`ready_path` is to answer 503: the instance is about to leave its load balancer (`quiesce drain`).
+
+        The supervisor alone sets it.  Workers read it with each request instead of being told, so that
+        none has to be reached, also a busy one, and a worker that starts meanwhile knows it as well.
+        """
+        return self._view[_UNREADY] != 0
+
+    @unready.setter
+    def unready(self, value: bool) -> None:
+        self._view[_UNREADY] = int(value)
 
     def clear(self, number: int) -> None:
         """Make the slot empty, for its next worker."""

@@ -536,3 +536,19 @@ def test_hello_and_back() -> None:
     assert answer is not None and answer.re == seq
     ours.close()
     theirs.close()
+
+
+def test_a_new_supervisor_on_an_old_channel_repeats_no_number(raw: tuple[socket.socket, Channel]) -> None:
+    """Both write into the same socket pair, one after the other: answers name numbers, and must not be mixed up."""
+    sock, worker = raw
+    first = Channel(sock.dup())
+    assert [first.send(Quiesce()) for _ in range(3)] == [1, 2, 3] and first.seq == 3
+    first.close()
+    second = Channel(sock.dup(), first_seq=1 << 32)
+    assert second.seq == 1 << 32
+    assert second.send(Accept()) == second.seq == (1 << 32) + 1
+    numbers = []
+    while (incoming := worker.receive()) is not None:
+        numbers.append(incoming.seq)
+    assert numbers == [1, 2, 3, (1 << 32) + 1]
+    second.close()

@@ -100,6 +100,13 @@ def test_packets_of_protocol_1_are_read_for_ever(data: bytes, packet: Packet) ->
     assert read == packet  # a field that was added since has its default, here and there
 
 
+def test_what_was_added_to_protocol_1_since() -> None:
+    hello = Hello(1, 1, "0.2.0", "3.11.7", 811, "r42/1", "r42", "accepting", "wsgi", 4)
+    assert decode(encode(Packet(hello, 9, 4))).message == hello
+    conf = Configure("shop", "r42", "v2", "r42/1", "shop", "auto", "/srv", 4, 30, 5.0, ready_path="/ready")
+    assert decode(encode(Packet(conf, 4))).message == conf
+
+
 def test_every_word_of_protocol_1_is_among_them() -> None:
     assert {json.loads(data)["type"] for data, _ in PROTOCOL_1} >= set(WORDS)
 

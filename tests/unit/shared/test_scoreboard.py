@@ -206,3 +206,17 @@ def test_close_twice_does_not_close_somebody_elses_descriptor() -> None:
     board.close()
     assert not closed(fd)
     os.close(fd)
+
+
+def test_unready_is_one_flag_for_all_who_share_the_memory(board: Scoreboard) -> None:
+    other = Scoreboard.attach(os.dup(board.fd))
+    assert not board.unready and not other.unready
+    board.unready = True
+    assert board.unready and other.unready
+    board.clear(0)  # a slot's business, not the header's
+    assert other.unready
+    third = Scoreboard.attach(os.dup(board.fd))  # it is still a scoreboard: the flag is no part of its layout
+    board.unready = False
+    assert not other.unready and not third.unready
+    other.close()
+    third.close()
