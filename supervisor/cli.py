@@ -23,6 +23,10 @@ _GOES_ON = {
     "scale": "the change goes on; see `quiesce status`",
     "quiesce": "the change goes on; see `quiesce status`",
     "resume": "the change goes on; see `quiesce status`",
+    "drain": "it goes on draining; see `quiesce status`",
+    "reconfigure": "the change goes on; see `quiesce status`",
+    "reexec": "the replacement goes on; see `quiesce status`",
+    "reopen": "the log files are being re-opened all the same",
     "stop": "the instance goes on stopping; `quiesce stop --now` ends it at once",
     "start": "it goes on starting in the background; see `quiesce status`",
 }
@@ -73,12 +77,14 @@ def _no_answer(exc: ControlError | ProtocolError, console: Console) -> int:
 
 def _dispatch(args: Namespace, console: Console) -> int:
     command = BY_NAME[args.command]
-    if command.later:
-        raise UsageError(f"`quiesce {command.name}` comes with a later version of quiesce ({command.later})")
     if command.name in ("run", "start", "check"):
         from quiesce.supervisor import cli_start
 
         return cli_start.COMMANDS[command.name](args, console)
+    if command.name == "systemd":
+        from quiesce.supervisor import units
+
+        return units.command(args, console)
     special: dict[str, Callable[[Namespace, Console], int]] = {"status": _status, "history": _history}
     return special.get(command.name, _change)(args, console)
 
@@ -112,6 +118,8 @@ def _arguments(args: Namespace) -> dict[str, Any]:
         given["bake"] = _seconds(given["bake"])
     if "release" in given:
         given["release"] = _from_here(given["release"])
+    if args.command == "reexec" and "python" in given:
+        given["python"] = _interpreter(given["python"])
     if "/" in given.get("which", "") or given.get("which") in (".", ".."):
         given["which"] = _directory_or_label(given["which"])
     if args.command == "scale" and not 1 <= args.workers <= 1000:
@@ -134,6 +142,18 @@ def _from_here(path: str) -> str:
         return os.path.join(os.getcwd(), path) if path not in (".", "./") else os.getcwd()
     except FileNotFoundError:
         raise UsageError("the working directory has been removed; change to another one") from None
+
+
+def _interpreter(word: str) -> str:
+    """Absolute: the supervisor stands in another directory.  Symlinks stay, or the virtualenv is lost."""
+    if "/" in word:
+        return _from_here(word)
+    from shutil import which
+
+    found = which(word)
+    if found is None:
+        raise UsageError(f"--python {word}: there is no such command in $PATH; give a path")
+    return _from_here(found)
 
 
 def _directory_or_label(which: str) -> str:

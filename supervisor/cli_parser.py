@@ -27,7 +27,6 @@ class Command(NamedTuple):
     help: str  # one line
     example: str
     add: Add
-    later: str = ""  # it comes with a later version
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,6 +41,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
     """This command has no options of its own."""
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-keeper",
+        action="store_true",
+        help="no small parent that restarts a killed supervisor: for those who have their own",
+    )
+    _configuration(parser)
 
 
 def _configuration(parser: argparse.ArgumentParser) -> None:
@@ -130,16 +138,33 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _reexec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="the interpreter of another installation of quiesce (default: the same)",
+    )
+    _no_wait(parser)
+
+
+def _systemd(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="NAME", help="the instance; the units are called quiesce-NAME or quiesce@NAME")
+    add("--config", metavar="FILE", help="its configuration (default: /etc/quiesce/NAME.toml)")
+    add(
+        "--print",
+        metavar="service|socket|all",
+        choices=("service", "socket", "all"),
+        default="all",
+        help="which of its units (default: all)",
+    )
+    add("--quiesce", metavar="PATH", help="the command that the unit runs (default: this one)")
+    add("--output", metavar="DIR", help="write the files there instead of printing them")
+
+
 COMMANDS: tuple[Command, ...] = (
-    Command(
-        "run", "serve in the foreground", "quiesce run shop.wsgi:application --bind :8000", _configuration
-    ),
-    Command(
-        "start",
-        "serve in the background; return when it accepts",
-        "quiesce start --name shop",
-        _configuration,
-    ),
+    Command("run", "serve in the foreground", "quiesce run shop.wsgi:application --bind :8000", _serve),
+    Command("start", "serve in the background; return when it accepts", "quiesce start --name shop", _serve),
     Command(
         "upgrade", "roll out a new release without losing a request", "quiesce upgrade --label v42", _upgrade
     ),
@@ -153,14 +178,18 @@ COMMANDS: tuple[Command, ...] = (
         "quiesce", "stop accepting: connections wait in the kernel's queue", "quiesce quiesce r42/1", _what
     ),
     Command("resume", "accept again", "quiesce resume all", _what),
+    Command("drain", "leave a load balancer, then stop accepting, then wait", "quiesce drain", _no_wait),
+    Command("reconfigure", "new settings without new code", "quiesce reconfigure", _nothing),
+    Command("reexec", "replace the supervisor's own code in place", "quiesce reexec", _reexec),
+    Command("reopen", "re-open log files, after they have been rotated", "quiesce reopen", _nothing),
     Command("stop", "finish what was accepted, then exit", "quiesce stop --name shop", _stop),
     Command("check", "are this configuration and application good?", "quiesce check shop.wsgi", _check),
-    Command("drain", "leave a load balancer, then stop accepting", "", _nothing, "leaving a load balancer"),
-    Command("reconfigure", "new settings without new code", "", _nothing, "new settings without new code"),
     Command(
-        "reexec", "replace the supervisor's own code", "", _nothing, "replacing the supervisor's own code"
+        "systemd",
+        "print units that fit a configuration",
+        "quiesce systemd shop --config /etc/quiesce/shop.toml",
+        _systemd,
     ),
-    Command("reopen", "re-open log files", "", _nothing, "re-opening log files"),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
 
@@ -194,18 +223,15 @@ def build(argv: Sequence[str]) -> argparse.ArgumentParser:
     _common(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS:
-        # No `help` at all hides it from the list; it still answers.
-        shown: dict[str, Any] = {} if command.later else {"help": command.help}
-        example = f"Example:\n  {command.example}" if command.example else None
         sub = commands.add_parser(
             command.name,
             description=command.help[0].upper()
             + command.help[1:]
             + ("" if command.help.endswith("?") else "."),
-            epilog=example,
+            epilog=f"Example:\n  {command.example}",
             formatter_class=_Help,
             allow_abbrev=False,
-            **shown,
+            help=command.help,
         )
         if command.name in argv:
             _common(sub)
@@ -230,7 +256,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 # What people type who come from elsewhere.
 OTHER_WORDS = {
     "reload": "upgrade", "restart": "upgrade", "deploy": "upgrade", "phased-restart": "upgrade",
-    "undo": "rollback", "revert": "rollback", "kill": "stop", "quit": "stop", "ps": "status", "top": "status --watch",
+    "undo": "rollback", "revert": "rollback", "rotate": "reopen", "units": "systemd",
+    "kill": "stop", "quit": "stop", "ps": "status", "top": "status --watch",
 }  # fmt: skip
 
 OTHER_OPTIONS = {
@@ -246,7 +273,7 @@ def _teach(message: str, argv: Sequence[str]) -> str:
 
     if message.startswith("argument COMMAND: invalid choice"):
         word = message.split("'")[1] if "'" in message else ""
-        guess = OTHER_WORDS.get(word) or nearest(word, [c.name for c in COMMANDS if not c.later])
+        guess = OTHER_WORDS.get(word) or nearest(word, BY_NAME)
         hint = f"did you mean `quiesce {guess}`?" if guess else "`quiesce` alone lists the commands"
         return f'there is no command "{word}"; {hint}'
     unknown = message.removeprefix("unrecognized arguments: ")

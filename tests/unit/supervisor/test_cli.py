@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,14 @@ def quiesce(capsys: Capture, *argv: str) -> tuple[int, str, str]:
         ("quiesce r1/2", "quiesce", {"what": "r1/2"}),
         ("resume all", "resume", {"what": "all"}),
         ("stop --now", "stop", {"now": True}),
+        ("drain", "drain", {}),
+        ("drain --no-wait", "drain", {"no_wait": True}),
+        ("reconfigure", "reconfigure", {}),
+        ("reexec", "reexec", {}),
+        ("reexec --python /opt/new/bin/python", "reexec", {"python": "/opt/new/bin/python"}),
+        ("reexec --python new/bin/python", "reexec", {"python": f"{Path.cwd()}/new/bin/python"}),
+        ("reexec --python sh", "reexec", {"python": shutil.which("sh")}),
+        ("reopen", "reopen", {}),
         ("history --limit 3", "history", {"limit": 3}),
         ("status", "status", {}),
     ],
@@ -301,10 +310,10 @@ def test_who_may_not_is_told_who_may(stand: Stand, tmp_path: Path) -> None:
         ("upgrade --bake soon", '--bake wants a duration such as "30s"'),
         ("upgrade --canary 1", "`upgrade --canary` comes with a later version"),
         ("history --limit 0", "--limit wants a number from 1, not 0"),
-        ("drain", "`quiesce drain` comes with a later version of quiesce"),
-        ("reconfigure", "`quiesce reconfigure` comes with a later version of quiesce"),
-        ("reexec", "`quiesce reexec` comes with a later version of quiesce"),
-        ("reopen", "`quiesce reopen` comes with a later version of quiesce"),
+        ("reexec --python no-such-python", "--python no-such-python: there is no such command in $PATH"),
+        ("systemd", "the following arguments are required: NAME"),
+        ("systemd shop --print units", "invalid choice: 'units'"),
+        ("rotate", "did you mean `quiesce reopen`?"),
         ("check --name a/b x:y", "--name wants 1 to 64 letters"),
         ("check --config none.toml", "cannot read the configuration none.toml"),
         ("check x:y --workers none", '--workers wants a whole number, not "none"'),
@@ -328,10 +337,10 @@ def test_alone_it_lists_the_commands(capsys: Capture) -> None:
     code, out, _ = quiesce(capsys)
     assert code == 0
     for command in cli_parser.COMMANDS:
-        assert (f"\n    {command.name} " in out) == (not command.later)
+        assert f"\n    {command.name} " in out
 
 
-@pytest.mark.parametrize("command", [command for command in cli_parser.COMMANDS if not command.later])
+@pytest.mark.parametrize("command", cli_parser.COMMANDS)
 def test_every_help_teaches_by_an_example(capsys: Capture, command: cli_parser.Command) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command.name, "--help"])
