@@ -70,6 +70,11 @@ class Channel:
         """Call :meth:`flush` when the socket becomes writable.  Ask again after each send."""
         return bool(self._queue)
 
+    @property
+    def is_full(self) -> bool:
+        """The next :meth:`send` would be refused: the peer has not read for long."""
+        return len(self._queue) >= MAX_QUEUED
+
     def send(self, message: Message, fds: Sequence[int] = (), *, re: int | None = None) -> int:
         """Send, or queue what the peer has no room for.
 
@@ -94,7 +99,7 @@ class Channel:
             word = WORD_OF[type(message)]
             raise ProtocolError(f"message {word!r} goes with {wanted} descriptors, and there are {len(fds)}")
         data = encode(Packet(message, self._seq + 1, re, len(fds)))
-        if len(self._queue) >= MAX_QUEUED:
+        if self.is_full:
             raise ProtocolError(f"the peer has left {MAX_QUEUED} messages unread: it hangs, end it")
         if self._queue or not self._try(data, fds):
             self._queue.append((data, _duplicates(fds)))
@@ -109,11 +114,20 @@ class Channel:
             FdPassingError: The kernel refuses the descriptors of the first message in the
                 queue.  It stays there: call again later (not at once: the socket is writable
                 all the time), or close the channel.
+            ProtocolError: The first message is larger than the socket's send buffer.  It is dropped, or it
+                would hold up the others for ever.
         """
         while self._queue:
             data, fds = self._queue[0]
-            if not self._try(data, fds):
-                return
+            try:
+                if not self._try(data, fds):
+                    return
+            except PeerClosed:  # a ProtocolError too, and the queue is gone
+                raise
+            except ProtocolError:
+                self._queue.popleft()
+                close_all(fds)
+                raise
             self._queue.popleft()
             close_all(fds)
 
@@ -128,7 +142,7 @@ class Channel:
                 return False
             # EBADF is about the descriptors that go along, unless we have closed our own.
             if exc.errno in _GONE or self._sock.fileno() < 0:
-                self._forget_queue()
+                self.forget()
                 raise PeerClosed("the peer of this channel is gone") from exc
             if exc.errno == errno.EMSGSIZE:
                 raise ProtocolError(
@@ -174,22 +188,23 @@ class Channel:
                     continue
                 if exc.errno in _LATER:
                     return None
-                self._forget_queue()
+                self.forget()
                 raise PeerClosed("the peer of this channel is gone") from exc
             if data:
                 return data, fds
             close_all(fds)
             break
-        self._forget_queue()
+        self.forget()
         raise PeerClosed("the peer closed this channel")
 
-    def _forget_queue(self) -> None:
+    def forget(self) -> None:
+        """Drop what is queued.  What the kernel has taken can still be received."""
         while self._queue:
             close_all(self._queue.popleft()[1])
 
     def close(self) -> None:
         """Close the socket and forget what is queued.  Closing twice is allowed."""
-        self._forget_queue()
+        self.forget()
         self._sock.close()
 
 

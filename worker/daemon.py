@@ -12,6 +12,7 @@ from quiesce.worker.apps.base import App
 from quiesce.worker.core import drain as life
 from quiesce.worker.core.http1 import HeadParser
 from quiesce.worker.core.limits import Limits
+from quiesce.worker.core.readiness import as_sent, readiness
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address
 from quiesce.worker.loops.base import Loop, Timer
@@ -43,6 +44,10 @@ class Daemon:
         slot: A slot of the scoreboard (``memoryview`` of unsigned 64-bit integers), written in place.
         before_accept: Called before connections are accepted; it may call :meth:`quiesce`.
         access_log: Called once for each response of the application.
+        ready_path: This path is answered here and not by the application: 200, or 503 while ``unready()``, and
+            then every answer is its connection's last.  Empty: there is no such path.
+        unready: Shall requests go elsewhere?  Asked in the loop's thread, at each request; without a
+            ``ready_path`` never.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class Daemon:
         slot: memoryview | None = None,
         before_accept: Callable[[], None] | None = None,
         access_log: AccessLog | None = None,
+        ready_path: str = "",
+        unready: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app = app
         self.loop = loop
@@ -63,7 +70,10 @@ class Daemon:
         self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.counters = Counters(slot)
         self.parser = HeadParser(limits)
-        self.draining = False  # every answer is its connection's last
+        self.draining = False
+        self.closing = False  # every answer is its connection's last: draining, or unready
+        self._ready_path = as_sent(ready_path)
+        self._unready = unready
         self._state = life.State.QUIESCED
         self._drain_timer: Timer | None = None
         self._drain_s = 0.0
@@ -101,6 +111,10 @@ class Daemon:
         """Close our descriptor of a listener.  What waits in its queue stays there for others."""
         self._acceptor.remove(name)
 
+    def retire_listener(self, name: str) -> None:
+        """The same for a listener that goes everywhere: what waits in its queue is accepted first, if we accept."""
+        self._acceptor.retire(name)
+
     def listeners(self) -> list[str]:
         """The names of what was added and not removed."""
         return list(self._acceptor.listeners)
@@ -127,7 +141,8 @@ class Daemon:
         self._drain_s = timeout_s
         self._on_drained = on_drained
         self._ended = False
-        self.cut = 0
+        if not self.draining:  # else it was told again: who was cut stays so
+            self.cut = 0
         self._step(life.Event.DRAIN)
         self._check_empty()
 
@@ -241,6 +256,8 @@ class Daemon:
 
     def call(self, exchange: Exchange) -> None:
         """Have a request answered, here or by the pool."""
+        if self._ready_path and self._answer_ready(exchange):
+            return
         if self._pool is not None:
             self._pool.submit(exchange)
             return
@@ -252,6 +269,18 @@ class Daemon:
         slot[figures.IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self._check_empty()
+
+    def _answer_ready(self, exchange: Exchange) -> bool:
+        """Answer in the application's place if this is ``ready_path``; probes are for the application."""
+        self._look()
+        request = exchange.request
+        if request.raw_path != self._ready_path or request.method not in ("GET", "HEAD") or exchange.is_probe:
+            return False
+        exchange.respond(readiness(unready=self._unready(), accepts=self._state is life.State.SERVING))
+        return True
+
+    def _look(self) -> None:
+        self.closing = self.draining or (bool(self._ready_path) and self._unready())
 
     def _call(self, exchange: Exchange) -> None:
         try:
@@ -289,11 +318,13 @@ class Daemon:
         self.counters.slot[figures.TURN_NS] = monotonic_ns()
         if self._pool is not None:
             self.counters.slot[figures.OLDEST_REQUEST_NS] = self._pool.oldest_ns
+        self._look()  # for requests that a thread is at already
         self._heartbeat = self.loop.call_at(self.loop.now() + _HEARTBEAT_S, self._beat)
 
     def _step(self, event: life.Event) -> None:
         self._state, actions = life.step(self._state, event)
         self.draining = self._state in (life.State.DRAINING, life.State.DRAINED)
+        self._look()
         for action in actions:
             self._perform(action)
 

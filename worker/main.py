@@ -124,6 +124,8 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
         threads=conf.threads,
         slot=inbox.slot,
         before_accept=lambda: worker[0].pump(),
+        ready_path=conf.ready_path,
+        unready=inbox.is_unready,
     )
     for name in list(inbox.listeners):
         daemon.add_listener(name, inbox.listeners.pop(name))
@@ -137,6 +139,8 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
             orders.status = _app_failed(link, conf, failure)
             loop.stop()
             return
+        if orders.state is State.LEAVING:
+            return  # told to leave meanwhile; the alarm still bounds that
         faulthandler.cancel_dump_traceback_later()
         left, again = signal.getitimer(signal.ITIMER_REAL)
         if not again and abs(time.monotonic() + left - ends) < 0.5:  # else the application has set its own
@@ -144,10 +148,14 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
         threads = conf.threads if app.blocking else 1
         orders.begin(msg.Ready(app.interface, time.monotonic() - began, threads))
 
-    # In a turn of the loop: ready means that it turns.
-    loop.call_soon_threadsafe(
-        (lambda: started(None)) if ending is None else (lambda: ending.startup(started))
-    )
+    def start() -> None:
+        if ending is None:
+            started(None)
+        else:
+            ending.startup(started)
+            orders.attend()
+
+    loop.call_soon_threadsafe(start)  # in a turn of the loop: ready means that it turns
     loop.run()
     if not fork_hooks.is_worker():
         os._exit(0)  # a child that the application forked and let return to us: it is no worker

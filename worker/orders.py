@@ -28,8 +28,8 @@ TITLE_EVERY_S = 0.25
 _STATE_TOLD = {State.FAREWELL: State.DRAINING, State.LEAVING: State.DRAINED}
 
 
-def hello(configure: msg.Configure | None, state: State) -> msg.Hello:
-    """Who this worker is and how it stands."""
+def hello(configure: msg.Configure | None, state: State, ready: msg.Ready | None = None) -> msg.Hello:
+    """Who this worker is and how it stands; ``ready``: what it said when it was."""
     return msg.Hello(
         msg.PROTOCOL,
         msg.OLDEST_PROTOCOL,
@@ -39,6 +39,8 @@ def hello(configure: msg.Configure | None, state: State) -> msg.Hello:
         configure.worker if configure else "",
         configure.release if configure else "",
         _STATE_TOLD.get(state, state).value,
+        ready.interface if ready else "",
+        ready.threads if ready else 0,
     )
 
 
@@ -75,8 +77,19 @@ class Inbox:
 
     def attach(self, message: msg.UseScoreboard, fds: list[int]) -> None:
         """Map the scoreboard; the old mapping goes when nobody writes to it any more."""
-        self.scoreboard = Scoreboard.attach(one(fds))
-        self.slot = self.scoreboard.slot(message.slot)
+        board = Scoreboard.attach(one(fds))
+        try:
+            slot = board.slot(message.slot)
+        except ProtocolError:
+            board.close()  # what we have stays in force
+            raise
+        old, self.scoreboard, self.slot = self.scoreboard, board, slot
+        if old is not None:
+            old.close()  # its descriptor; the memory stays while a slot of it is held
+
+    def is_unready(self) -> bool:
+        """Does the supervisor want requests to go elsewhere?"""
+        return self.scoreboard is not None and self.scoreboard.unready
 
     def descriptors(self) -> list[int]:
         """What a forked child must not keep."""
@@ -131,6 +144,9 @@ class Orders:
         self.status: int = WorkerExit.OK  # the exit status, once the loop has stopped
         self._link, self._inbox, self._daemon, self._loop = link, inbox, daemon, loop
         self._conf, self._ending = conf, ending
+        self._ready: msg.Ready | None = None  # what was said
+        self._attends = False
+        self._early: list[Incoming] = []  # came while the application starts, and is for one that has started
         self._drain_timeout_s = conf.drain_timeout_s
         self._drain_seq: int | None = None
         self._drain_until = inf
@@ -142,12 +158,30 @@ class Orders:
 
     # -- beginning ----------------------------------------------------------------------
 
-    def begin(self, ready: msg.Ready) -> None:
-        """Say ready and listen to orders.  In the loop's thread, in one of its turns."""
+    def attend(self) -> None:
+        """Listen to the supervisor.  In the loop's thread, in one of its turns.
+
+        While a lifespan starts this comes before :meth:`begin`, so that `identify` is answered, what is to
+        be held is held, and `shutdown` and the end of the channel are heard.
+        """
+        self._attends = True
         self._loop.watch(self._link.fileno(), self._on_channel)
-        self._watch_signals()
-        self._handle(Event.LOADED, answer=ready)
         self.pump()
+
+    def begin(self, ready: msg.Ready) -> None:
+        """Say ready and obey, beginning with what has come meanwhile.  In the loop's thread, in one of its turns."""
+        if self.state is State.LEAVING:
+            return  # told so while the application started
+        self._watch_signals()
+        self._ready = ready
+        self._handle(Event.LOADED, answer=ready)
+        early, self._early = self._early, []
+        for incoming in early:
+            self._obey(incoming)
+        if self._attends:
+            self.pump()
+        else:
+            self.attend()
 
     def _watch_signals(self) -> None:
         """SIGTERM wakes the loop; SIGINT belongs to whoever has the terminal, and that is not us."""
@@ -185,7 +219,8 @@ class Orders:
 
     def descriptors(self) -> list[int]:
         """What a forked child must not keep."""
-        return [*(self._signals or ()), self._link.fileno(), *self._inbox.descriptors()]
+        early = [fd for incoming in self._early for fd in incoming.fds]
+        return [*(self._signals or ()), self._link.fileno(), *self._inbox.descriptors(), *early]
 
     # -- the channel --------------------------------------------------------------------
 
@@ -227,7 +262,7 @@ class Orders:
 
     def _watch_write(self) -> None:
         wanted = self._link.wants_write
-        if wanted != self._watches_write and self._link.is_open:
+        if wanted != self._watches_write and self._link.is_open and self._attends:
             self._watches_write = wanted
             self._loop.rewatch(self._link.fileno(), READ | WRITE if wanted else READ)
 
@@ -235,7 +270,9 @@ class Orders:
         """Do what one message says.  Nothing that it says may end this worker by accident."""
         try:
             order = _ORDERS.get(type(incoming.message))
-            if order is None:
+            if self.state is State.STARTING and type(incoming.message) in _OF_THE_STARTED:
+                self._early.append(incoming)
+            elif order is None:
                 close_all(incoming.fds)
                 complain(f"message {type(incoming.message).__name__!r} is not for a worker; it is skipped")
             else:
@@ -251,7 +288,7 @@ class Orders:
     def _unlisten(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.Unlisten)
         for name in incoming.message.names:
-            self._daemon.remove_listener(name)
+            self._daemon.retire_listener(name)
 
     def _scoreboard(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.UseScoreboard)
@@ -273,10 +310,16 @@ class Orders:
         )
 
     def _identify(self, incoming: Incoming) -> None:
-        self._link.say(hello(self._conf, self.state), re=incoming.seq)
+        self._link.say(hello(self._conf, self.state, self._ready), re=incoming.seq)
 
-    def _configure(self, _incoming: Incoming) -> None:
-        complain("a second `configure` came; a worker serves one release, so it is skipped")
+    def _configure(self, incoming: Incoming) -> None:
+        # A supervisor that took over does not know whether the one before it came to say this.
+        assert isinstance(incoming.message, msg.Configure)
+        if incoming.message.worker != self._conf.worker:
+            complain(
+                f"a `configure` for {incoming.message.worker} came to {self._conf.worker}; a worker serves one "
+                "release, so it is skipped"
+            )
 
     def _drain(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.Drain)
@@ -359,6 +402,8 @@ def _address(given: list[Any] | None) -> tuple[str, int] | None:
 def _by_event(event: Event) -> Callable[[Orders, Incoming], None]:
     return lambda orders, incoming: orders._handle(event, incoming.seq)
 
+
+_OF_THE_STARTED = frozenset((msg.Probe, msg.Accept, msg.Quiesce, msg.Resume, msg.Drain))
 
 _ORDERS: dict[type[Any], Callable[[Orders, Incoming], None]] = {
     msg.Identify: Orders._identify,

@@ -6,7 +6,7 @@ import sys
 from quiesce.shared.channel import Channel, Incoming
 from quiesce.shared.errors import FdPassingError, PeerClosed, ProtocolError, QuiesceError
 from quiesce.shared.fdpass import close_all
-from quiesce.shared.messages import Message, Unknown
+from quiesce.shared.messages import Hello, Message, Unknown
 
 
 class Link:
@@ -20,6 +20,7 @@ class Link:
         self._channel = channel
         self.is_open = True
         self.lost = ""  # why the last unreadable packet was lost; its descriptors are
+        self._is_behind = False  # the supervisor is, and that was said
 
     def fileno(self) -> int:
         """The socket, or -1 once it is closed."""
@@ -62,7 +63,7 @@ class Link:
         complain(f"{kind} of the supervisor lost: {exc}")
 
     def wait(self) -> Incoming:
-        """Block until there is a message.
+        """Block until there is a message.  What is queued is sent meanwhile.
 
         Raises:
             PeerClosed: Nothing more will come.
@@ -73,13 +74,25 @@ class Link:
         while (incoming := self.receive()) is None:
             if self.lost:
                 raise ProtocolError(self.lost)
+            self.flush()
+            poll.modify(self._channel.fileno(), select.POLLIN | (select.POLLOUT if self.wants_write else 0))
             poll.poll()
         return incoming
 
     def say(self, message: Message, *, re: int | None = None) -> None:
-        """Send; a supervisor that is gone or hopelessly behind is noticed when reading, not here."""
+        """Send; a supervisor that is gone or hopelessly behind is noticed when reading, not here.
+
+        While a supervisor is dead the channel does not end: a store holds the other end for the next one.  So
+        nobody may read for long.  What has no room is dropped then; the next one asks with `identify`, and that
+        answer finds its room: all that was said before it is stale.
+        """
         if not self.is_open:
             return
+        if self._channel.is_full:
+            if not isinstance(message, Hello):
+                self._drop(message)
+                return
+            self._channel.forget()
         try:
             self._channel.send(message, re=re)
         except PeerClosed:
@@ -95,6 +108,15 @@ class Link:
             self._channel.flush()
         except QuiesceError:
             pass
+        self._is_behind = self._is_behind and self.wants_write
+
+    def _drop(self, message: Message) -> None:
+        if not self._is_behind:
+            self._is_behind = True
+            complain(
+                f"the supervisor has not read for long: {type(message).__name__!r} and what follows is dropped "
+                "until it does"
+            )
 
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""

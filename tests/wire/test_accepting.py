@@ -168,3 +168,107 @@ def test_loop_survives_a_callback_that_raises(capfd: pytest.CaptureFixture[str])
     left.close()
     right.close()
     assert order == ["timer"] and "planted" in capfd.readouterr().err
+
+
+def _waiting(served: Served, count: int) -> tuple[socket.socket, list[socket.socket]]:
+    """A second listener, and so many clients in its queue whose requests are sent."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    clients = []
+    for _ in range(count):
+        sock = socket.create_connection(listener.getsockname(), timeout=PATIENCE_S)
+        sock.sendall(GET)
+        clients.append(sock)
+    return listener, clients
+
+
+def test_whoever_waits_in_the_queue_of_a_listener_that_goes_is_served() -> None:
+    """More than one burst; nobody else holds the socket, so what is not accepted is reset."""
+    with serving(hello) as served:
+        listener, clients = _waiting(served, 50)
+        address = listener.getsockname()
+
+        def in_one_turn() -> None:
+            served.daemon.add_listener("more", listener)
+            served.daemon.retire_listener("more")
+
+        served.do(in_one_turn)
+        for sock in clients:
+            with sock:
+                assert read_reply(sock).status == 200
+        assert served.do(served.daemon.listeners) == ["http"]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, PATIENCE_S)
+
+
+def test_a_queue_that_never_ends_does_not_keep_its_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quiesce.worker.net import acceptor
+
+    monkeypatch.setattr(acceptor, "_MOST_LAST", 3)
+    with serving(hello) as served:
+        listener, clients = _waiting(served, 5)
+        other = listener.dup()  # as another worker's: what is left is for it
+
+        def in_one_turn() -> None:
+            served.daemon.add_listener("more", listener)
+            served.daemon.retire_listener("more")
+
+        served.do(in_one_turn)
+        for sock in clients[:3]:
+            assert read_reply(sock).status == 200
+        other.settimeout(PATIENCE_S)
+        for _ in range(2):
+            other.accept()[0].close()
+        other.close()
+        for sock in clients:
+            sock.close()
+
+
+@pytest.mark.parametrize("how", ["quiesce", "drain"])
+def test_who_does_not_accept_takes_nobody_from_a_listener_that_goes(how: str) -> None:
+    with serving(hello) as served:
+        listener, clients = _waiting(served, 2)
+        other = listener.dup()
+        if how == "quiesce":
+            served.do(served.daemon.quiesce)
+        else:
+            served.do(lambda: served.daemon.drain(60, lambda: None))
+
+        def in_one_turn() -> None:
+            served.daemon.add_listener("more", listener)
+            served.daemon.retire_listener("more")
+
+        served.do(in_one_turn)
+        other.settimeout(PATIENCE_S)
+        for sock in clients:
+            other.accept()[0].close()
+            sock.close()
+        other.close()
+        assert served.do(lambda: served.daemon.open) == 0
+
+
+def test_the_same_socket_again_under_its_name_leaves_no_gap_and_no_ghost() -> None:
+    """A supervisor that took over hands out what everybody has already."""
+    with serving(hello) as served, _listener(served) as other:
+        for _ in range(20):
+            again = socket.socket(fileno=os.dup(other.fileno()))
+            with served.connect() as sock:  # in the queue, or accepted: not lost
+                served.do(lambda again=again: served.daemon.add_listener("http", again))  # type: ignore[misc]
+                sock.sendall(GET)
+                assert read_reply(sock).status == 200
+        served.do(served.daemon.quiesce)
+        with served.connect():  # watched by nobody now; a ghost would be reported for ever
+            assert select.select([other], [], [], PATIENCE_S)[0]
+            served.until(lambda: served.daemon.open == 0)
+            assert [served.do(lambda: served.loop._epoll.poll(0)) for _ in range(5)] == [[]] * 5
+
+
+def test_something_that_cannot_be_a_listener_leaves_the_one_that_is_there() -> None:
+    with serving(hello) as served:
+
+        class Closed(socket.socket):
+            def getsockname(self):  # type: ignore[no-untyped-def]
+                raise OSError("gone")
+
+        with Closed() as bad, pytest.raises(OSError):
+            served.do(lambda: served.daemon.add_listener("http", bad))
+        assert served.ask(GET).status == 200

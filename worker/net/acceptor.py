@@ -10,6 +10,9 @@ from quiesce.worker.core.request import Address
 from quiesce.worker.loops.base import READ, Loop, Timer
 
 _BURST = 16  # of one turn: what is accepted here is not accepted by an idle neighbour
+_MOST_LAST = (
+    1024  # from the queue of a listener that goes; who connects faster than we accept must not keep it
+)
 _RETRY_S = 0.1
 # accept(2): errors of the connection that came, not of the listener
 _OF_THE_CONNECTION = frozenset(
@@ -66,9 +69,14 @@ class Acceptor:
         self._said = False
 
     def add(self, name: str, sock: socket.socket) -> None:
-        """Take a listening socket, in place of one of that name."""
+        """Take a listening socket, in place of one of that name.
+
+        A supervisor that took over brings another descriptor of the socket that we have: the kernel's queue is
+        the socket's, so nobody in it notices.
+        """
+        listener = Listener(name, sock)  # if it is none, the old one stays
         self.remove(name)
-        listener = self.listeners[name] = Listener(name, sock)
+        self.listeners[name] = listener
         if self.active and self._retry is None:
             self._watch(listener)
 
@@ -78,6 +86,19 @@ class Acceptor:
         if listener is not None:
             self._unwatch(listener)
             listener.sock.close()
+
+    def retire(self, name: str) -> None:
+        """Accept what waits in its queue, then close our descriptor: nobody is going to listen there any more.
+
+        Who does not accept leaves the queue to those who do.
+        """
+        listener = self.listeners.get(name)
+        if listener is not None and self.active:
+            os.set_blocking(listener.fd, False)  # as in _ready
+            for _ in range(_MOST_LAST):
+                if not self._accept(listener):
+                    break
+        self.remove(name)
 
     def start(self) -> None:
         self.active = True

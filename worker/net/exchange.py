@@ -225,6 +225,11 @@ class Exchange:
         self._connection.later(callback)
 
     @property
+    def is_probe(self) -> bool:
+        """The supervisor's own, over a socket pair."""
+        return self._connection.probe
+
+    @property
     def may_wait(self) -> bool:
         """This thread is none that serves others."""
         return not self._connection.daemon.in_loop()
@@ -289,7 +294,7 @@ class Exchange:
     # -- inside -------------------------------------------------------------------------------
 
     def _is_last(self, head: Head) -> bool:
-        if self._last or head.close or not self.request.keep_alive or self._connection.daemon.draining:
+        if self._last or head.close or not self.request.keep_alive or self._connection.daemon.closing:
             return True
         return not self.body_complete and not self._connection.can_skip(_KEEP_OPEN_BELOW)
 
