@@ -303,6 +303,8 @@ def _convert(tree: dict[str, object], origins: Mapping[str, str]) -> Settings:
         return msgspec.convert(tree, Settings, strict=True)
     except msgspec.ValidationError as exc:
         raise _translate(str(exc), tree, origins) from exc
+    except UnicodeEncodeError as exc:  # where a word out of a list is wanted
+        raise ConfigError(f"{exc.object!a} is not valid text") from exc
 
 
 def _translate(text: str, tree: Mapping[str, object], origins: Mapping[str, str]) -> ConfigError:

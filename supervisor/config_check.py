@@ -11,6 +11,7 @@ from quiesce.shared.errors import ConfigError
 from quiesce.supervisor.config_keys import BY_NAME
 from quiesce.supervisor.config_source import check_instance_name, complaint
 from quiesce.supervisor.config_text import describe
+from quiesce.supervisor.fdnames import is_ours
 
 if TYPE_CHECKING:
     from quiesce.supervisor.config import Listen, Settings
@@ -58,6 +59,7 @@ def check_values(settings: Settings, origins: Mapping[str, str]) -> None:
         raise wrong(
             "rollout.health_path", f'wants a path such as "/healthz", not {describe(rollout.health_path)}'
         )
+    _check_ready_path(rollout.ready_path, rollout.health_path, origins["rollout.ready_path"])
     for path in rollout.warmup:
         if not _TARGET.fullmatch(path):
             raise wrong("rollout.warmup", f'wants paths such as "/", not {describe(path)}')
@@ -71,6 +73,16 @@ def check_values(settings: Settings, origins: Mapping[str, str]) -> None:
     for name, value in settings.service.env.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise wrong("service.env", f"has {describe(name)}, which cannot be an environment variable")
+
+
+def _check_ready_path(ready: str, health: str, origin: str) -> None:
+    if ready and (not _TARGET.fullmatch(ready) or "?" in ready):
+        raise complaint("rollout.ready_path", origin, f'wants a path such as "/ready", not {describe(ready)}')
+    # The daemon answers it, before the application is asked: as a gate it would prove nothing.
+    if ready and ready == health.partition("?")[0]:
+        raise complaint(
+            "rollout.ready_path", origin, "wants a path of its own: at health_path the application answers"
+        )
 
 
 def _check_app(app: str, origin: str) -> None:
@@ -101,6 +113,10 @@ def check_listeners(listeners: Sequence[Listen], origin: str) -> None:
         if not _LISTENER.fullmatch(listener.name):
             raise complaint(
                 "listen.name", origin, f"wants letters, digits, dots or dashes, not {describe(listener.name)}"
+            )
+        if address.kind == FD and is_ours(address.name):
+            raise complaint(
+                "listen.address", origin, f'has "{address.text}", a name of quiesce\'s own; choose another'
             )
         if listener.name in names:
             raise complaint(

@@ -5,30 +5,58 @@ worker.  Nobody ever shuts one down, and nobody makes one blocking: both live on
 description that all holders share.
 """
 
-import errno
 import os
-import socket
-import stat
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from quiesce.shared.addresses import FD, TCP6, UNIX, Address, parse_address
-from quiesce.shared.errors import ListenError
+import msgspec
+
+from quiesce.shared.addresses import FD, Address, parse_address
+from quiesce.shared.errors import ConfigError, ListenError
+from quiesce.supervisor import fdnames
+from quiesce.supervisor.binding import (
+    TWICE,
+    Inherited,
+    Listener,
+    bind,
+    change_in_place,
+    file_owner,
+    listening,
+    open_all,
+    renamed,
+    retire,
+    spare_for,
+    take,
+)
 from quiesce.supervisor.config import Listen
-from quiesce.supervisor.identity import group_id, user_id
+from quiesce.supervisor.core.reconfigure import ListenChange, plan_listeners
+
+__all__ = ["Adopted", "Committed", "Inherited", "Listener", "Listeners", "Prepared", "retire"]
 
 
-class Listener(NamedTuple):
-    """One listening socket.  ``sock`` is owned by the :class:`Listeners` that holds it."""
+class Adopted(NamedTuple):
+    """What became of the listeners of a supervisor that is gone."""
 
-    name: str
-    address: Address  # as bound: with the port that the kernel chose
-    sock: socket.socket
-    inode: tuple[int, int] | None = None  # of a unix socket's file that we made
+    taken: frozenset[str]  # names of the store whose descriptors are ours now; the rest is the caller's
+    anew: tuple[Listener, ...]  # bound again, so no worker has them and the store does not either
+    problems: tuple[str, ...]  # a sentence for each that is lost or had to be bound again
 
 
-Inherited = Sequence[tuple[str, int]]  # (name, descriptor)
+class Prepared(NamedTuple):
+    """A change that is ready, of which nobody knows yet.  :meth:`Listeners.commit` or `.abandon` ends it."""
+
+    change: ListenChange[Listen]
+    added: tuple[Listener, ...]
+
+
+class Committed(NamedTuple):
+    """A change that has happened; what the caller owes to workers and store, in this order."""
+
+    unlisten: tuple[str, ...]  # names that every worker must let go first
+    listen: tuple[Listener, ...]  # for every worker, under these names
+    added: tuple[Listener, ...]  # new ones: into the store those that are not `inherited`
+    removed: tuple[Listener, ...]  # for `retire()` when no worker has them any more; out of the store before
+    problems: tuple[str, ...]  # what could not be changed of a socket that stays
 
 
 class Listeners:
@@ -37,24 +65,38 @@ class Listeners:
     def __init__(self) -> None:
         self._all: dict[str, Listener] = {}
 
-    def open(self, wanted: Sequence[Listen], inherited: Inherited) -> None:
+    def open(
+        self, wanted: Sequence[Listen], inherited: Inherited, stored: Mapping[str, int] | None = None
+    ) -> frozenset[str]:
         """Bind or take every listener; all or none.
 
         Args:
             wanted: ``[[listen]]`` of the configuration.
             inherited: Names and descriptors, from systemd.  ``fd://NAME`` takes all of that name (the
                 sockets of one unit share it); the caller keeps its descriptors.
+            stored: The descriptor store of a supervisor whose state cannot be read.  A socket in it that has a
+                wanted address is taken: its queue holds clients, and copies of it in workers that still
+                leave would be in the way of a new one.
+
+        Returns:
+            The names in ``stored`` whose descriptors are ours now.
 
         Raises:
-            ListenError: One cannot be had; those opened before it are closed again.
+            ListenError, ConfigError: One cannot be had; those opened before it are closed again, and
+                ``stored`` is the caller's as before.
         """
+        spare = {item.name: found for item in wanted if (found := spare_for(item, stored or {})) is not None}
         try:
-            for item in wanted:
-                for listener in _open(item, inherited):
-                    self._all[listener.name] = listener
+            opened = open_all([item for item in wanted if item.name not in spare], inherited, ())
         except BaseException:
-            self.close()
+            for _, listener in spare.values():
+                listener.sock.detach()
             raise
+        listeners = [*(listener for _, listener in spare.values()), *opened]
+        order = [item.name for item in wanted]
+        listeners.sort(key=lambda listener: order.index(listener.wanted.name))
+        self._all = {listener.name: listener for listener in listeners}
+        return frozenset(name for name, _ in spare.values())
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._all.values())
@@ -69,172 +111,192 @@ class Listeners:
     def urls(self) -> list[str]:
         return [listener.address.url() for listener in self._all.values()]
 
+    def wanted(self) -> list[Listen]:
+        """The ``[[listen]]`` tables that are in force: those of which a socket is open."""
+        return list({item.wanted.name: item.wanted for item in self._all.values()}.values())
+
     def close(self) -> None:
         """Close them and remove the files of those unix sockets that are still the ones we made."""
         for listener in self._all.values():
-            if listener.inode is not None:
-                _unlink_if_ours(listener.address.path, listener.inode)
+            retire(listener)
+        self._all.clear()
+
+    def forget(self) -> None:
+        """Close our copies only: the sockets live on, with a successor (`reexec`, a cold start that failed)."""
+        for listener in self._all.values():
             listener.sock.close()
         self._all.clear()
 
+    # -- a successor ------------------------------------------------------------------------
 
-def _open(item: Listen, inherited: Inherited) -> list[Listener]:
-    address = parse_address(item.address)
-    if address.kind == FD:
-        return _take_all(item.name, address, inherited)
-    if address.kind == UNIX:
-        return [_bind_unix(item, address)]
-    family = socket.AF_INET6 if address.kind == TCP6 else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # One address, one family: [::]:80 beside 0.0.0.0:80 must be possible.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address.sockaddr())
-        sock.listen(item.backlog)
-    except OSError as exc:
-        sock.close()
-        raise ListenError(f"cannot bind {address}: {_why(exc, address)}") from exc
-    return [Listener(item.name, address.with_port(sock.getsockname()[1]), sock)]
+    def to_state(self) -> list[dict[str, Any]]:
+        """For :meth:`adopt`, as JSON."""
+        return [
+            {
+                "name": item.name,
+                "address": item.address.text,
+                "key": item.key,
+                "inode": item.inode,
+                "listen": msgspec.to_builtins(item.wanted),
+            }
+            for item in self._all.values()
+        ]
 
+    def adopt(
+        self, state: Sequence[Mapping[str, Any]], descriptors: Mapping[str, int], inherited: Inherited
+    ) -> Adopted:
+        """Take over what another supervisor has opened.
 
-def _why(exc: OSError, address: Address) -> str:
-    if exc.errno == errno.EADDRINUSE:
-        where = f"`ss -ltnp sport = :{address.port}`" if address.port else "`ss -lxp`"
-        return f"another process listens there; see {where}, or choose another address with --bind"
-    if exc.errno == errno.EACCES and 0 < address.port < 1024:
-        return (
-            "permission denied; give the unit AmbientCapabilities=CAP_NET_BIND_SERVICE, use a socket unit, "
-            "or choose a port above 1023"
-        )
-    if exc.errno == errno.EADDRNOTAVAIL:
-        return "this host has no such address; see `ip address`"
-    return (exc.strerror or str(exc)).lower()
+        Args:
+            state: Its :meth:`to_state`.
+            descriptors: The descriptor store, by name; those in ``Adopted.taken`` are ours afterwards.
+            inherited: What the service manager passes as sockets; the caller keeps its descriptors.
 
+        Nothing is raised: the other listeners serve on.  A state that means nothing is a problem as well.
+        """
+        taken: set[str] = set()
+        anew: list[Listener] = []
+        problems: list[str] = []
+        used: set[int] = set()
+        for record in state:
+            try:
+                old = _read_record(record)
+            except (KeyError, TypeError, ValueError, ConfigError) as exc:
+                problems.append(f"a listener in the state of the last supervisor cannot be read: {exc!r}")
+                continue
+            try:
+                listener = _adopt_stored(old, descriptors, taken) or _adopt_passed(old, inherited, used)
+                if listener is None:
+                    listener = _open_again(old, inherited, used)
+                    anew.append(listener)
+                    problems.append(f"{old.address} was not kept and is opened again; its queue is lost")
+            except (ListenError, ConfigError) as exc:
+                problems.append(f"the listener {old.name!r} is lost: {exc}")
+                continue
+            self._all[listener.name] = listener
+        return Adopted(frozenset(taken), tuple(anew), tuple(problems))
 
-def _take_all(name: str, address: Address, inherited: Inherited) -> list[Listener]:
-    matching = [fd for other, fd in inherited if other == address.name]
-    if not matching:
-        have = ", ".join(sorted({other for other, _ in inherited})) or "none"
-        raise ListenError(
-            f"no socket named {address.name!r} was passed for {address} (passed: {have}); give the .socket unit "
-            f"FileDescriptorName={address.name} and start it before the service"
-        )
-    taken: list[Listener] = []
-    try:
-        for number, fd in enumerate(matching, 1):
-            taken.append(_take(name if number == 1 else f"{name}-{number}", address, fd))
-    except BaseException:
-        for listener in taken:
-            listener.sock.close()
-        raise
-    return taken
+    # -- a change while we live ---------------------------------------------------------------
 
+    def plan_change(self, wanted: Sequence[Listen], inherited: Inherited) -> ListenChange[Listen]:
+        """What it takes to listen as ``wanted``; touches nothing."""
+        return plan_listeners(self.wanted(), wanted, {name for name, _ in inherited})
 
-def _take(name: str, address: Address, fd: int) -> Listener:
-    sock = socket.socket(fileno=os.dup(fd))
-    os.set_inheritable(sock.fileno(), False)
-    if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        sock.close()
-        raise ListenError(
-            f"the descriptor for {address} is not a listening stream socket; the unit needs ListenStream="
-        )
-    os.set_blocking(sock.fileno(), False)  # systemd hands it over blocking unless NonBlocking=yes
-    return Listener(name, _bound_address(sock, address), sock)
+    def prepare(self, change: ListenChange[Listen], inherited: Inherited) -> Prepared:
+        """Bind what is new, all or none; what is open stays as it is.
 
+        Raises:
+            ListenError, ConfigError: Refused by the plan, an address that cannot be had, an unknown user
+                or group; nothing has changed.
+        """
+        if change.refuse:
+            raise ListenError("; ".join(change.refuse))
+        for move in change.move:
+            file_owner(move.new)
+        leaving = [item for item in self if item.wanted in change.remove]
+        added = open_all(change.add, inherited, leaving)
+        gone = {item.wanted.name for item in leaving} | {move.old.name for move in change.move}
+        coming = [item.name for item in added] + [
+            renamed(item, move.new) for move in change.move for item in self if item.wanted == move.old
+        ]
+        staying = [item.name for item in self if item.wanted.name not in gone]
+        twice = next((name for name in coming if (coming + staying).count(name) > 1), None)
+        if twice is not None:
+            for item in added:
+                retire(item)
+            raise ListenError(TWICE.format(twice))
+        return Prepared(change, tuple(added))
 
-def _bound_address(sock: socket.socket, address: Address) -> Address:
-    """The address that a passed socket is really bound to."""
-    bound = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        path = os.fsdecode(bound) if isinstance(bound, bytes) else bound
-        return parse_address("unix:" + path.replace("\0", "@", 1)) if path else address
-    host = f"[{bound[0]}]" if sock.family == socket.AF_INET6 else bound[0]
-    return parse_address(f"{host}:{bound[1]}")
+    def abandon(self, prepared: Prepared) -> None:
+        """Undo :meth:`prepare`."""
+        for item in prepared.added:
+            retire(item)
 
-
-def _bind_unix(item: Listen, address: Address) -> Listener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        if address.abstract:
-            sock.bind(address.sockaddr())
-            sock.listen(item.backlog)
-            return Listener(item.name, address, sock)
-        _remove_stale(address)
-        # The file takes the mode of the socket's inode, and nobody can connect before listen().
-        os.fchmod(sock.fileno(), _mode(item))
-        old = os.umask(0)
-        try:
-            sock.bind(address.sockaddr())
-        finally:
-            os.umask(old)
-        inode = _give_to_owner(item, address.path)
-        sock.listen(item.backlog)
-        return Listener(item.name, address, sock, inode)
-    except OSError as exc:
-        sock.close()
-        raise ListenError(f"cannot bind {address}: {_why(exc, address)}") from exc
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _give_to_owner(item: Listen, path: str) -> tuple[int, int]:
-    """Change the owner of the socket's file, of exactly that: whoever may write to the folder could put a
-    link in its place meanwhile, and we may be root.  Returns its device and inode."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
-            raise ListenError(f"cannot bind unix:{path}: somebody changes that folder under us")
-        if item.owner or item.group:
-            uid = user_id(item.owner) if item.owner else -1
-            gid = group_id(item.group) if item.group else -1
-            os.chown(f"/proc/self/fd/{fd}", uid, gid)
-        return info.st_dev, info.st_ino
-    finally:
-        os.close(fd)
+    def commit(self, prepared: Prepared) -> Committed:
+        """Put a prepared change in force.  The removed ones are the caller's, for :func:`retire`."""
+        change = prepared.change
+        moves = {move.old.name: move.new for move in change.move}
+        gone = {item.name for item in change.remove}
+        stay: list[Listener] = []
+        removed: list[Listener] = []
+        unlisten: list[str] = []
+        listen = list(prepared.added)
+        problems: list[str] = []
+        for item in self._all.values():
+            if item.wanted.name in gone:
+                removed.append(item)
+                unlisten.append(item.name)
+            elif (new := moves.get(item.wanted.name)) is not None:
+                moved = item._replace(name=renamed(item, new), wanted=new)
+                problems += change_in_place(item, new)
+                stay.append(moved)
+                if moved.name != item.name:
+                    unlisten.append(item.name)
+                    listen.append(moved)
+            else:
+                stay.append(item)
+        self._all = {item.name: item for item in [*stay, *prepared.added]}
+        return Committed(tuple(unlisten), tuple(listen), prepared.added, tuple(removed), tuple(problems))
 
 
-def _mode(item: Listen) -> int:
-    return int(item.mode, 8) if item.mode else 0o666 & ~_current_umask()
+# -- taking over ------------------------------------------------------------------------------
 
 
-def _current_umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+class _Record(NamedTuple):
+    """A listener as the last supervisor described it."""
+
+    name: str
+    address: Address
+    wanted: Listen
+    key: str
+    inode: tuple[int, int] | None
 
 
-def _remove_stale(address: Address) -> None:
-    """Make way for a bind: remove a socket that nobody listens on; refuse anything else."""
-    path = address.path
-    try:
-        info = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        if not Path(path).parent.is_dir():
-            raise ListenError(f"cannot bind {address}: the folder {Path(path).parent} is not there") from None
-        return
-    if not stat.S_ISSOCK(info.st_mode):
-        raise ListenError(f"cannot bind {address}: {path} is there and is not a socket; move it away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
-        try:
-            client.connect(address.sockaddr())
-        except ConnectionRefusedError:
-            _unlink_if_ours(path, (info.st_dev, info.st_ino))  # stale: its process is gone
-            return
-        except BlockingIOError:
-            pass  # its queue is full: very much alive
-        except OSError as exc:
-            raise ListenError(f"cannot bind {address}: {exc.strerror}") from exc
-    raise ListenError(f"cannot bind {address}: another process listens there; see `ss -lxp src {path}`")
+def _read_record(record: Mapping[str, Any]) -> _Record:
+    known = {name: record["listen"][name] for name in Listen.__struct_fields__ if name in record["listen"]}
+    wanted = msgspec.convert(known, Listen)
+    inode = record.get("inode")
+    device, number = inode or (0, 0)
+    key = record["key"]
+    if not isinstance(record["name"], str) or not isinstance(key, str):
+        raise TypeError("name and key want to be texts")
+    address = parse_address(record["address"])
+    return _Record(record["name"], address, wanted, key, (int(device), int(number)) if inode else None)
 
 
-def _unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
-    try:
-        info = os.stat(path, follow_symlinks=False)
-        if (info.st_dev, info.st_ino) == inode:
-            os.unlink(path)
-    except OSError:
-        pass  # gone, or not ours to remove
+def _adopt_stored(old: _Record, descriptors: Mapping[str, int], taken: set[str]) -> Listener | None:
+    name = fdnames.listener(old.key)
+    if name not in descriptors or name in taken:
+        return None
+    taken.add(name)  # closed or ours, whatever comes
+    sock = listening(descriptors[name], old.address)
+    os.set_blocking(sock.fileno(), False)
+    return Listener(old.name, old.address, sock, old.wanted, old.key, old.inode)
+
+
+def _adopt_passed(old: _Record, inherited: Inherited, used: set[int]) -> Listener | None:
+    """The one of a unit's sockets that has the address that we know; their order means nothing."""
+    for fd in _passed(old, inherited, used):
+        listener = take(old.wanted, old.name, old.wanted.parsed(), os.dup(fd))
+        if listener.address == old.address:
+            used.add(fd)
+            return listener._replace(key=old.key)
+        listener.sock.close()
+    return None
+
+
+def _open_again(old: _Record, inherited: Inherited, used: set[int]) -> Listener:
+    """Another socket in its place: the next of the unit's, whose address has changed, or one that we bind."""
+    if old.wanted.parsed().kind != FD:
+        return bind(old.wanted, old.address, ())
+    for fd in _passed(old, inherited, used):
+        used.add(fd)
+        return take(old.wanted, old.name, old.wanted.parsed(), os.dup(fd))
+    raise ListenError(
+        f"{old.wanted.address} is not passed any more; start its socket unit before the service"
+    )
+
+
+def _passed(old: _Record, inherited: Inherited, used: set[int]) -> list[int]:
+    address = old.wanted.parsed()
+    return [fd for name, fd in inherited if address.kind == FD and name == address.name and fd not in used]
