@@ -4,8 +4,17 @@ from collections.abc import Iterable, Mapping
 
 from quiesce.shared.errors import ConfigError
 
-#: What systemd (or the keeper) said to the supervisor, and to nobody else.
-_OURS = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID")
+#: What systemd, or the keeper, or the supervisor before a `reexec` said to the supervisor, and to nobody else.
+#: What is said to a whole service stays: INVOCATION_ID, JOURNAL_STREAM (workers write to that stream too), *_DIRECTORY,
+#: TMPDIR, SYSTEMD_EXEC_PID (which is there for children to compare).
+_OURS = frozenset(
+    (
+        "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID",
+        "EXIT_CODE", "EXIT_STATUS", "SERVICE_RESULT",  # of Exec lines that run after the main process
+        "REMOTE_ADDR", "REMOTE_PORT",  # of Accept=yes; an application would take them for CGI's
+        "QUIESCE_KEEPER", "QUIESCE_KEPT", "QUIESCE_ARGV",
+    )
+)  # fmt: skip
 _OURS_PREFIX = "LISTEN_"
 
 

@@ -16,9 +16,28 @@ from quiesce.supervisor.release_dir import exists, read_env_files, resolve
 def test_what_systemd_told_the_supervisor_is_not_told_to_workers() -> None:
     inherited = {
         "NOTIFY_SOCKET": "/run/x", "LISTEN_FDS": "1", "LISTEN_PID": "7", "LISTEN_FDNAMES": "http",
-        "WATCHDOG_USEC": "1", "WATCHDOG_PID": "7", "FDSTORE": "9", "PATH": "/bin",
+        "WATCHDOG_USEC": "1", "WATCHDOG_PID": "7", "FDSTORE": "9", "PATH": "/bin", "LISTEN_PIDFDID": "8",
+        "MAINPID": "7", "EXIT_STATUS": "0", "EXIT_CODE": "exited", "SERVICE_RESULT": "success",
+        "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "5", "QUIESCE_KEEPER": "7",
+        "QUIESCE_KEPT": "7;http=3", "QUIESCE_ARGV": "[]",
     }  # fmt: skip
     assert build(inherited, [], {}, {}, {}) == {"PATH": "/bin"}
+
+
+def test_what_systemd_told_the_whole_service_is_told_to_workers() -> None:
+    inherited = {
+        "INVOCATION_ID": "0123", "JOURNAL_STREAM": "8:1234", "SYSTEMD_EXEC_PID": "7", "TMPDIR": "/var/tmp/shop",
+        "STATE_DIRECTORY": "/var/lib/shop", "CREDENTIALS_DIRECTORY": "/run/credentials/shop.service",
+        "REMOTE_DATABASE": "db", "LANG": "C.UTF-8",
+    }  # fmt: skip
+    assert build(inherited, [], {}, {}, {}) == inherited
+
+
+def test_what_the_configuration_says_is_not_taken_away() -> None:
+    """Only what was inherited is: a user who names one of those means it."""
+    assert build({}, [{"REMOTE_ADDR": "::1"}], {"EXIT_STATUS": "3"}, {}, {}) == {
+        "REMOTE_ADDR": "::1", "EXIT_STATUS": "3",
+    }  # fmt: skip
 
 
 def test_each_source_wins_over_the_one_before() -> None:

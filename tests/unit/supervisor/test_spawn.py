@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -12,14 +14,17 @@ from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.spawn import Identity, Spawned, Spawner, Spec
 
 REPORT = """
-import json, os, signal, sys
+import json, os, resource, signal, sys
+status = dict(l.rstrip("\\n").split(":\\t") for l in open("/proc/self/status") if ":\\t" in l)
 print(json.dumps({
     "argv": sys.argv, "cwd": os.getcwd(), "sid": os.getsid(0) == os.getpid(), "umask": os.umask(0),
     "fds": sorted(int(n) for n in os.listdir("/proc/self/fd")), "env": dict(os.environ),
     "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "uid": os.getresuid(), "gid": os.getresgid(),
     "groups": os.getgroups(), "stdin": os.readlink("/proc/self/fd/0"),
     "nnp": [l for l in open("/proc/self/status") if l.startswith("NoNewPrivs")],
-    "hup": str(signal.getsignal(signal.SIGHUP)),
+    "hup": str(signal.getsignal(signal.SIGHUP)), "SigBlk": status["SigBlk"], "SigIgn": int(status["SigIgn"], 16),
+    "limits": {n: resource.getrlimit(getattr(resource, n)) for n in dir(resource) if n.startswith("RLIMIT_")},
+    "oom": int(open("/proc/self/oom_score_adj").read()),
 }))
 """
 
@@ -76,6 +81,42 @@ def test_a_worker_has_its_channel_and_nothing_else_of_ours(tmp_path: Path) -> No
     assert report["hup"] == "0", "SIG_DFL"
 
 
+def test_limits_are_inherited_as_they_are(tmp_path: Path) -> None:
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
+    assert spawn_report(tmp_path)["limits"] == limits and "RLIMIT_CORE" in limits
+
+
+def test_signals_that_are_blocked_or_ignored_here_are_neither_in_a_worker(tmp_path: Path) -> None:
+    """The supervisor blocks them around its own exec; a worker that inherited that could not be told to leave."""
+    blocked = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGRTMAX}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    old = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        report = spawn_report(tmp_path)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= blocked  # and here they still are
+    finally:
+        signal.signal(signal.SIGUSR2, old)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert int(report["SigBlk"], 16) == 0
+    pythons_own = {signal.SIGPIPE, signal.SIGXFSZ}
+    assert report["SigIgn"] & ~sum(1 << (number - 1) for number in pythons_own) == 0
+
+
+def test_out_of_memory_a_worker_goes_before_the_supervisor(tmp_path: Path) -> None:
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    assert spawn_report(tmp_path)["oom"] == min(1000, ours + 100)
+
+
+def test_a_system_without_oom_scores_runs_workers_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    for path in ("/nowhere/oom_score_adj", "/proc/self/cmdline"):  # not there; there, and not to be written
+        monkeypatch.setattr("quiesce.supervisor.spawn._OOM_SCORE_ADJ", path)
+        assert spawn_report(tmp_path)["oom"] == ours
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: drops rights")
 def test_rights_are_dropped_before_the_interpreter_runs(tmp_path: Path) -> None:
@@ -102,6 +143,7 @@ def test_rights_are_dropped_before_the_interpreter_runs(tmp_path: Path) -> None:
     report = json.loads(text)
     assert report["uid"] == [65534] * 3 and report["gid"] == [65534] * 3 and report["groups"] == [65534]
     assert report["nnp"] == ["NoNewPrivs:\t1\n"]
+    assert report["oom"] == min(1000, int(Path("/proc/self/oom_score_adj").read_text()) + 100)
 
 
 @pytest.mark.parametrize(
