@@ -23,7 +23,7 @@ from quiesce.supervisor.loop import WRITE, Loop
 #: States of the service: said until they are heard.  The rest (STATUS, WATCHDOG, EXTEND_TIMEOUT_USEC)
 #: is news, and there will be newer.
 _STATES = frozenset(
-    [
+    (
         "READY",
         "RELOADING",
         "STOPPING",
@@ -34,7 +34,7 @@ _STATES = frozenset(
         "NOTIFYACCESS",
         "WATCHDOG_USEC",
         "QUIESCE_ARGV",
-    ]
+    )
 )
 _MAX_STATES = 16  # that wait; older ones say nothing that newer ones do not
 _MAX_QUEUED = 4096  # descriptors of 1,000 workers, and as many again
