@@ -19,6 +19,7 @@ from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.notify import MAX_FDS, Notifier
 
 ANSWER_TIMEOUT_S = 5.0  # a barrier takes 0.25 to 5 ms on an idle machine
+_FOR_THE_BARRIER = 4  # its pipe, and two to spare
 
 _UNKNOWN = "it is not known yet whether the service manager keeps our descriptors"
 _NOBODY = "there is no service manager and no keeper above this supervisor (--no-keeper)"
@@ -216,15 +217,20 @@ class FdStore:
         reading: list[int] = []
         datagrams = 0
         while len(reading) < count:
-            pairs = _pipes(min(MAX_FDS, count - len(reading)))
-            if not pairs:
-                break
+            wanted = min(MAX_FDS, count - len(reading))
+            pairs = _pipes(wanted)
             writing = [pair[1] for pair in pairs]
-            self._notifier.store_many(fdnames.CHECK, writing)
+            if pairs:
+                self._notifier.store_many(fdnames.CHECK, writing)
+                datagrams += 1
             for fd in writing:
                 os.close(fd)
             reading += [pair[0] for pair in pairs]
-            datagrams += 1
+            if len(pairs) < wanted:  # no descriptors left, and the barrier needs some
+                for fd in reading[-_FOR_THE_BARRIER:]:
+                    os.close(fd)
+                del reading[-_FOR_THE_BARRIER:]
+                break
         return reading, datagrams
 
     def _judge(self, reading: list[int], datagrams: int, answered: bool) -> None:
