@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from quiesce.shared.errors import ConfigError
-from quiesce.supervisor.activation import take_listen_fds
+from quiesce.supervisor.activation import KeptError, kept_environment, take_kept_fds, take_listen_fds
 
 # Only an exec'd process can have the descriptors at their places and its own pid in its environment,
 # so the one before the exec stands in for the service manager.
@@ -136,3 +136,72 @@ def test_nothing_was_passed() -> None:
     left_over = {"LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}
     assert take_listen_fds(left_over, os.getpid()) == [] and left_over == {}
     assert take_listen_fds({"LISTEN_PID": "77", "LISTEN_FDS": "0"}, 77) == []
+
+
+# Over an exec of our own
+
+_BEFORE = """
+import os, socket, sys
+from quiesce.supervisor.activation import KEPT, kept_environment
+fds = [int(text) for text in sys.argv[1].split(",")]
+for fd in fds:
+    os.set_inheritable(fd, True)
+os.environ[KEPT] = kept_environment([("quiesce.state", fds[0]), ("odd;=%3B:name", fds[1])], os.getpid())
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
+"""
+
+_AFTER = """
+import json, os
+from quiesce.supervisor.activation import take_kept_fds
+child = os.fork()
+if not child:  # it inherits the variable, and is not meant
+    print(json.dumps(take_kept_fds(os.environ, os.getpid())), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+found = take_kept_fds(os.environ, os.getpid())
+left = [name for name in os.environ if name.startswith("QUIESCE_KEPT")]
+print(json.dumps([found, left, [fd for _, fd in found if os.get_inheritable(fd)]]))
+"""
+
+
+def test_what_reexec_keeps_is_found_by_name_and_no_childs(sockets: list[socket.socket]) -> None:
+    fds = [sock.fileno() for sock in sockets[:2]]
+    done = subprocess.run(
+        [sys.executable, "-c", _BEFORE, ",".join(map(str, fds)), _AFTER],
+        pass_fds=fds,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    child, found = (json.loads(line) for line in done.stdout.splitlines())
+    assert child == []
+    assert found == [[["quiesce.state", fds[0]], ["odd;=%3B:name", fds[1]]], [], []]
+
+
+def test_a_kept_descriptor_that_is_gone_is_said(sockets: list[socket.socket]) -> None:
+    gone = sockets[0].fileno()
+    sockets[0].close()
+    environ = {"QUIESCE_KEPT": kept_environment([("quiesce.lock", gone)], 77), "PATH": "/bin"}
+    with pytest.raises(KeptError, match=rf"descriptor {gone} \(quiesce.lock\) was lost"):
+        take_kept_fds(environ, 77)
+    assert environ == {"PATH": "/bin"}
+
+
+@pytest.mark.parametrize("text", ["77;a", "77;a=", "77;a=-1", "77;a=b", "77;", "77;a=²", "77;a=" + "9" * 30])
+def test_nonsense_in_what_was_kept(text: str) -> None:
+    environ = {"QUIESCE_KEPT": text}
+    with pytest.raises(KeptError, match="is not NAME=DESCRIPTOR"):
+        take_kept_fds(environ, 77)
+    assert environ == {}
+
+
+@pytest.mark.parametrize("text", ["", "78;a=3", "x", "077;a=3", "77"])
+def test_nothing_was_kept_for_us(text: str) -> None:
+    environ = {"QUIESCE_KEPT": text} if text else {}
+    assert take_kept_fds(environ, 77) == [] and environ == {}
+
+
+def test_systemd_258_says_one_thing_more() -> None:
+    environ = {"LISTEN_PIDFDID": "12"}
+    assert take_listen_fds(environ, 77) == [] and environ == {}
