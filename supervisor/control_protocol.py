@@ -3,6 +3,9 @@
 A client sends a request; the supervisor answers with any number of ``progress`` lines and
 one ``result``, whose ``code`` is the exit code of the command.  Unknown keys are ignored,
 so that a client and a supervisor of neighbouring versions understand each other.
+
+A connection that ends before the result has lost its supervisor: the client sends the same line,
+with the same ``id``, to the next one, which begins nothing that was begun and tells how it ended.
 """
 
 from __future__ import annotations
