@@ -5,6 +5,7 @@ Through the command and not by calling ``boot.up``: that forks, and a test proce
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from sdbox.state import need, rundir
 
 _COMMAND = (sys.executable, str(Path(__file__).with_name("sdbox")))
+BUILD_S = 240  # an image is built once, in 20 s where the Debian archive is near
 _IN_CI = bool(os.environ.get("CI"))
 
 
@@ -29,6 +31,20 @@ def require_boxes() -> None:
         install_by_apt("systemd")
     if not _has_systemd():
         pytest.skip("needs systemd on this machine (apt-get install systemd)")
+
+
+def require_image(image: str) -> None:
+    """Build the image if it is not there; skip the test where it cannot be had (no archive, no mmdebstrap)."""
+    require_boxes()
+    if image == "host":
+        return
+    try:
+        build = [*_COMMAND, "image", image]
+        done = subprocess.run(build, capture_output=True, text=True, timeout=BUILD_S, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"the image {image} was not built within {BUILD_S} s")
+    if done.returncode != 0:
+        pytest.skip(f"the image {image} cannot be built here: {done.stderr.strip()[-500:]}")
 
 
 def install_by_apt(package: str) -> None:
@@ -43,6 +59,9 @@ def _has_systemd() -> bool:
     return Path("/usr/lib/systemd/systemd").exists() and shutil.which("systemd-analyze") is not None
 
 
+_numbers = itertools.count(1)
+
+
 class Box:
     """One booted box, as a context manager.
 
@@ -51,7 +70,7 @@ class Box:
 
     def __init__(self, name: str, binds: Sequence[str] = (), image: str = "host") -> None:
         # The process's own number: tests run side by side, and two checkouts may as well.
-        self.name = f"{name}-{os.getpid()}"
+        self.name = f"{name}-{os.getpid()}-{next(_numbers)}"
         self._binds = binds
         self._image = image
 
@@ -66,8 +85,12 @@ class Box:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._call("down", self.name, "--quiet")
+        self.down()
         shutil.rmtree(rundir(self.name), ignore_errors=True)  # the console's log
+
+    def down(self, *, graceful: bool = False) -> None:
+        """End it; ``graceful``: its services are stopped first, as in a shutdown."""
+        self._call("down", self.name, "--quiet", *(["--graceful"] if graceful else []))
 
     @property
     def root(self) -> Path:
@@ -75,10 +98,11 @@ class Box:
         return Path(f"/proc/{need(self.name).pid}/root")
 
     def run(
-        self, *command: str, stdin: str = "", timeout_s: float = 60.0
+        self, *command: str, stdin: str = "", timeout_s: float = 60.0, user: str = "root"
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the box; its exit status is the result's."""
-        return self._call("exec", self.name, "--", *command, stdin=stdin, timeout_s=timeout_s)
+        who = ("--user", user) if user != "root" else ()
+        return self._call("exec", *who, self.name, "--", *command, stdin=stdin, timeout_s=timeout_s)
 
     def beside(self, *command: str) -> list[str]:
         """The command line of a process of this machine that joins the box's network."""

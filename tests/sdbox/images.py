@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -40,17 +41,19 @@ def image_path(image: str) -> str:
 def build_image(suite: str, *, force: bool = False) -> str:
     """Build the root of a Debian release with mmdebstrap; return its directory.  A minute or two, once."""
     path = f"{CACHE}/{suite}"
-    if os.path.isdir(path):
-        if not force:
-            return path
-        shutil.rmtree(path)
-    _need_mmdebstrap()
-    began = time.monotonic()
-    part = path + ".part"
-    shutil.rmtree(part, ignore_errors=True)
     os.makedirs(CACHE, exist_ok=True)
-    _mmdebstrap(suite, part)
-    os.rename(part, path)
+    with open(f"{CACHE}/{suite}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes run side by side
+        if os.path.isdir(path):
+            if not force:
+                return path
+            shutil.rmtree(path)
+        _need_mmdebstrap()
+        began = time.monotonic()
+        part = path + ".part"
+        shutil.rmtree(part, ignore_errors=True)
+        _mmdebstrap(suite, part)
+        os.rename(part, path)
     print(f"sdbox: image {suite} built in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return path
 

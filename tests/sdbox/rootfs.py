@@ -204,7 +204,7 @@ def _add_binds(root: str, binds: tuple[str, ...]) -> None:
         target = root + place
         if os.path.isdir(source):
             os.makedirs(target, exist_ok=True)
-        else:
+        elif not os.path.exists(target):  # it may lie in an earlier bind, and that be read-only
             os.makedirs(os.path.dirname(target), exist_ok=True)
             open(target, "a").close()
         kernel.bind(source, target, read_only=read_only)
