@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quiesce.shared.addresses import FD, TCP6, UNIX, Address, parse_address
-from quiesce.shared.errors import ListenError
+from quiesce.shared.errors import ListenError, QuiesceError
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.config import Listen
 from quiesce.supervisor.identity import group_id, user_id
@@ -344,7 +344,7 @@ def change_in_place(item: Listener, new: Listen) -> list[str]:
             item.sock.listen(new.backlog)  # listen(2) again changes the queue's length and nothing else
         if item.inode is not None and (new.mode, new.owner, new.group) != (old.mode, old.owner, old.group):
             _change_file(item.address.path, item.inode, new)
-    except (OSError, ListenError) as exc:
+    except (OSError, QuiesceError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else exc
         return [f"cannot change {item.address} as it is configured now: {why}"]
     return []

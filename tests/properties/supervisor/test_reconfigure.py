@@ -131,6 +131,7 @@ def test_a_plan_leads_to_exactly_what_is_wanted(have: tuple[Listen, ...], wanted
     gone = [*plan.keep, *plan.remove, *(move.old for move in plan.move)]
     assert sorted(gone, key=str) == sorted(have, key=str)
     assert plan.changed == (set(have) != set(wanted))
+    assert set(plan.keep) == set(have) & set(wanted)
 
 
 @given(listens(), listens())

@@ -394,10 +394,10 @@ def test_from_one_interface_to_all_and_back_nobody_is_refused(old: str, new: str
     listeners = opened(Listen("http", f"{old}:{port}"))
     done = change(listeners, Listen("http", f"{new}:{port}"))
     assert answers(port)
+    for item in (*done.removed, *listeners):
+        assert item.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
     retire(done.removed[0])
     assert answers(port)
-    for item in listeners:
-        assert item.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
     with pytest.raises(ListenError, match="another process listens there"):
         opened(Listen("http", f"{old}:{port}"))
     listeners.close()
@@ -421,8 +421,9 @@ def test_mode_and_owner_of_a_unix_socket_change_on_the_file(tmp_path: Path) -> N
     inode = path.stat().st_ino
     assert not change(listeners, Listen("u", f"unix:{path}", mode="0660", owner=str(os.geteuid()))).problems
     assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_ino) == (0o660, inode)
+    unknown = listeners.plan_change([Listen("u", f"unix:{path}", mode="0666", group="not-there")], [])
     with pytest.raises(ConfigError, match="no group"):
-        change(listeners, Listen("u", f"unix:{path}", mode="0666", group="no-group-of-this-name"))
+        listeners.prepare(unknown, [])
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     path.unlink()
     path.write_text("somebody else's")
