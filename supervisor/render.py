@@ -104,6 +104,8 @@ def _headline(doc: Doc) -> str:
     if release is None:
         return f"{name}: NOTHING SERVES"
     health = "healthy" if accepting >= wanted else "DEGRADED" if accepting else "NOT ACCEPTING"
+    if doc.get("unready"):
+        health += ", draining for a load balancer"
     return f"{name}: {clean(release)} serves, {health} ({accepting} of {plural(wanted, 'worker')} accept)"
 
 
@@ -116,16 +118,19 @@ def _facts(doc: Doc, now: float, width: int) -> list[str]:
         )
     ]
     rows.append(("rollout", _rollout(doc.get("rollout", {}), now)))
+    if doc.get("unready"):
+        rows.append(("readiness", "ready_path answers 503, so that a load balancer sends nobody here"))
     since = supervisor.get("since")
     up = f", up {age(now - since)}" if isinstance(since, (int, float)) else ""
+    keeper = f" under keeper {doc['keeper']}" if isinstance(doc.get("keeper"), int) else ""
     rows.append(
         (
             "supervisor",
-            f"pid {supervisor.get('pid', '?')}, quiesce {clean(supervisor.get('version', '?'))}{up}",
+            f"pid {supervisor.get('pid', '?')}{keeper}, quiesce {clean(supervisor.get('version', '?'))}{up}",
         )
     )
-    safe = "yes" if doc.get("crash_safe") else f"no: {clean(doc.get('crash_safe_reason', 'unknown'))}"
-    rows.append(("crash safe", safe))
+    if not doc.get("crash_safe"):  # what is as it should be takes no line
+        rows.append(("crash safe", f"no: {clean(doc.get('crash_safe_reason') or 'unknown')}"))
     if doc.get("log"):
         rows.append(("log", clean(doc["log"])))
     requests = doc.get("counters", {}).get("requests_total")
@@ -267,6 +272,31 @@ def banner(data: Doc, command: str = "run", address: str = "") -> str:
     ):
         lines.append(f"  quiesce{address} {word:<7}   {does}")
     return "\n".join(lines) + "\n"
+
+
+# Reconfiguration
+
+
+def reconfigured(data: Doc, width: int = WIDTH) -> str:
+    """The answer to ``reconfigure`` (``core.reconfigure.document``): what is new, and from when on."""
+    listeners = data.get("listeners", {})
+    rows = [
+        ("listens on", listeners.get("added")),
+        ("no longer on", listeners.get("removed")),
+        ("changed", listeners.get("changed")),
+        ("live now", data.get("live")),
+        ("at upgrade", data.get("rollout")),
+        ("at restart", data.get("restart")),
+    ]
+    lines = []
+    for label, items in rows:
+        if items:
+            first, *more = wrap(", ".join(clean(item) for item in items), max(20, width - 16))
+            lines += [f"  {label:<12}  {first}", *(f"{'':16}{line}" for line in more)]
+    head = "reconfigured" if lines else "nothing has changed"
+    for problem in data.get("problems", ()):
+        lines += wrap(f"! {clean(problem)}", width)
+    return "\n".join([head, *lines]) + "\n"
 
 
 # Errors and results

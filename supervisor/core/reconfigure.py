@@ -185,3 +185,25 @@ def listener_sentences(change: ListenChange[Any]) -> list[str]:
 
 def _list(items: Iterable[Wanted]) -> str:
     return ", ".join(item.address for item in items)
+
+
+# Both, as the answer to `reconfigure`
+
+
+def document(verdict: Verdict, change: ListenChange[Any], problems: Sequence[str] = ()) -> dict[str, Any]:
+    """The result's data: what changed and when it comes into force (``render.reconfigured`` shows it)."""
+    return {
+        **{name: list(keys) for name, keys in verdict._asdict().items()},
+        "listeners": {
+            "added": [item.address for item in change.add],
+            "removed": [item.address for item in change.remove],
+            "changed": [move.new.address for move in change.move],
+        },
+        "problems": list(problems),
+    }
+
+
+def in_words(verdict: Verdict, change: ListenChange[Any], problems: Sequence[str] = ()) -> str:
+    """The result's text, in one line."""
+    said = [*listener_sentences(change), *sentences(verdict), *problems]
+    return "; ".join(said) if said else "nothing has changed"

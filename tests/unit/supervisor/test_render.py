@@ -93,6 +93,50 @@ fixed one
     )
 
 
+def test_what_keeps_an_instance_alive_is_shown_and_being_safe_takes_no_line() -> None:
+    safe = {**STATUS, "crash_safe": True, "crash_safe_reason": "", "keeper": 810, "log": "/var/log/shop.log"}
+    lines = render.status(safe, NOW).splitlines()
+    assert "  supervisor  pid 811 under keeper 810, quiesce 0.1.0, up 3d 4h" in lines
+    assert "  log         /var/log/shop.log" in lines
+    assert not [line for line in lines if "crash safe" in line or "readiness" in line]
+    assert "keeper" not in render.status({**safe, "keeper": None}, NOW)
+    assert "crash safe  no: unknown\n" in render.status({**safe, "crash_safe": False}, NOW)
+
+
+def test_an_instance_that_leaves_its_load_balancer_says_so() -> None:
+    lines = render.status({**STATUS, "unready": True}, NOW).splitlines()
+    assert lines[0] == "shop: r42 serves, healthy, draining for a load balancer (2 of 2 workers accept)"
+    assert "  readiness   ready_path answers 503, so that a load balancer sends nobody here" in lines
+
+
+def test_a_reconfiguration_says_what_is_new_and_from_when_on() -> None:
+    data = {
+        "live": ["rollout.bake", "log.file"],
+        "rollout": ["service.threads"],
+        "restart": ["service.name"],
+        "listeners": {
+            "added": ["[::1]:80", "unix:/x\x1b"],
+            "removed": ["127.0.0.1:80"],
+            "changed": ["fd://a"],
+        },
+        "problems": ["cannot change \x07"],
+    }
+    assert (
+        render.reconfigured(data)
+        == """\
+reconfigured
+  listens on    [::1]:80, unix:/x\\x1b
+  no longer on  127.0.0.1:80
+  changed       fd://a
+  live now      rollout.bake, log.file
+  at upgrade    service.threads
+  at restart    service.name
+! cannot change \\x07
+"""
+    )
+    assert render.reconfigured({}) == "nothing has changed\n"
+
+
 def test_status_fits_into_the_columns_it_is_given() -> None:
     for width in (80, 100, 132):
         assert max(len(line) for line in render.status(STATUS, NOW, width).splitlines()) <= width

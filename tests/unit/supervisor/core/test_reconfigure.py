@@ -15,6 +15,8 @@ from quiesce.supervisor.core.reconfigure import (
     ListenChange,
     Verdict,
     compare,
+    document,
+    in_words,
     listener_sentences,
     plan_listeners,
     sentences,
@@ -114,3 +116,21 @@ def test_sentences_about_listeners() -> None:
     assert refused.refuse == (
         "fd://web: the service manager passes sockets at a start only; restart the service to take a new one",
     )
+
+
+def test_the_answer_to_reconfigure_as_data_and_in_words() -> None:
+    a, b = Listen("a", "127.0.0.1:80"), Listen("b", "unix:/b")
+    plan: ListenChange[Listen] = plan_listeners([a, b], [Listen("c", "unix:/b"), Listen("d", "[::1]:80")])
+    verdict = Verdict(("rollout.bake",), ("service.user",), ())
+    assert document(verdict, plan, ["oh"]) == {
+        "live": ["rollout.bake"],
+        "rollout": ["service.user"],
+        "restart": [],
+        "listeners": {"added": ["[::1]:80"], "removed": ["127.0.0.1:80"], "changed": ["unix:/b"]},
+        "problems": ["oh"],
+    }
+    assert in_words(verdict, plan, ["oh"]) == (
+        "listens on [::1]:80; no longer listens on 127.0.0.1:80; unix:/b has another name; live now: rollout.bake; "
+        "takes effect with the next `quiesce upgrade`: service.user; oh"
+    )
+    assert in_words(Verdict(), plan_listeners([a], [a])) == "nothing has changed"
