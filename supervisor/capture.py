@@ -25,48 +25,82 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Capture:
-    """Owns one memfd."""
+    """One memfd, seen through two descriptions of it.  Owns both.
+
+    ``fd`` is for the worker; :meth:`close_writing` once it has it.  ``cursor`` is for reading, and how far it was
+    copied is its file offset, which the kernel keeps: a supervisor that takes it over
+    from the descriptor store goes on exactly there.
+
+    Source: memfd_create(2); proc(5) /proc/self/fd: opening it makes a description of its own.
+    """
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("quiesce-output", os.MFD_CLOEXEC)
         # O_APPEND: stdout and stderr, and children of the application, share the file without
         # overwriting each other.
-        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_APPEND)
+        self.fd = os.memfd_create("quiesce-output", os.MFD_CLOEXEC)
+        try:
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_APPEND)
+            # For writing as well, or no hole could be punched.
+            self.cursor = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._copied = 0
         self._freed = 0
+
+    @classmethod
+    def adopt(cls, fd: int) -> "Capture":
+        """Go on with one that another supervisor has left.  Takes ``fd``, its cursor."""
+        capture = cls.__new__(cls)
+        capture.fd, capture.cursor = -1, fd
+        capture._copied = os.lseek(fd, 0, os.SEEK_CUR)
+        capture._freed = 0
+        return capture
+
+    def close_writing(self) -> None:
+        """The worker has its own copy."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     @property
     def written(self) -> int:
         """Bytes, since the beginning."""
-        return os.fstat(self.fd).st_size
+        return os.fstat(self.cursor).st_size
 
     def copy_to(self, write: Callable[[bytes], None]) -> None:
         """Write out what is new, at most some megabytes of it at a time."""
         behind = self.written - self._copied
         if behind > MAX_BEHIND_BYTES:
             skip = behind - _MAX_TURN_BYTES
-            self._copied += skip
+            self._advance(skip)
             write(f"\nquiesce: {skip} bytes of output came too fast and are left out\n".encode())
         turn_ends = self._copied + _MAX_TURN_BYTES
-        while self._copied < turn_ends and (chunk := os.pread(self.fd, _CHUNK, self._copied)):
-            self._copied += len(chunk)
+        while self._copied < turn_ends and (chunk := os.pread(self.cursor, _CHUNK, self._copied)):
+            # First written, then ticked off: a supervisor that is killed in between says it twice, never not at all.
             write(chunk)
+            self._advance(len(chunk))
         self._free()
+
+    def _advance(self, count: int) -> None:
+        self._copied = os.lseek(self.cursor, self._copied + count, os.SEEK_SET)
 
     def _free(self) -> None:
         until = (self._copied - TAIL_BYTES) // 4096 * 4096
         if until - self._freed >= 1 << 20:
             length = ctypes.c_int64(until - self._freed)
-            _libc.fallocate(self.fd, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(self._freed), length)
+            _libc.fallocate(self.cursor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(self._freed), length)
             self._freed = until
 
     def tail(self, lines: int = 40) -> str:
         """The last lines that were written, at most 16 KiB."""
         size = self.written
-        data = os.pread(self.fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
+        data = os.pread(self.cursor, TAIL_BYTES, max(0, size - TAIL_BYTES))
         return "\n".join(data.decode("utf-8", "replace").splitlines()[-lines:])
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self.close_writing()
+        if self.cursor >= 0:
+            os.close(self.cursor)
+            self.cursor = -1

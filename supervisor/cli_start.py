@@ -104,7 +104,7 @@ def check(args: Namespace, console: Console) -> int:
             return console.result("check", int(Exit.OK), "", "", config_show.document(loaded))
         console.out(render.settings(config_show.rows(loaded)))
         return int(Exit.OK)
-    from quiesce.supervisor.main import check as check_application
+    from quiesce.supervisor.trial import check as check_application
 
     report = check_application(loaded)
     return console.result("check", report.code, report.text, report.detail, report.data)

@@ -1,7 +1,9 @@
 """All workers of the instance, in generations; spawns them, counts for them, buries them."""
 
 import os
-from collections.abc import Callable, Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from quiesce.shared.channel import Channel, make_pair
@@ -9,19 +11,23 @@ from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import SpawnError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import COUNTERS, SLOTS, Field, Scoreboard
+from quiesce.supervisor import fdnames
 from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.config import Settings
 from quiesce.supervisor.core.backoff import Backoff
 from quiesce.supervisor.core.lifecycle import COMING, State
 from quiesce.supervisor.core.releases import Release
+from quiesce.supervisor.core.snapshot import GenerationRecord, WorkerRecord
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.spawn import Identity, Spawner, Spec
-from quiesce.supervisor.worker_link import Terms, Worker
+from quiesce.supervisor.worker_link import Keeping, Parts, Terms, Worker
 
 OnChange = Callable[["Generation", Worker, State, State], None]
 
 TRIAL_LOOK_S = 0.1
+KEPT_PER_WORKER = 3  # descriptors in the store: channel, pidfd, output
 
 _RESPONSES = (Field.RESP_2XX, Field.RESP_3XX, Field.RESP_4XX, Field.RESP_5XX)
 
@@ -33,6 +39,8 @@ class Recipe(NamedTuple):
     env: dict[str, str]
     umask: int
     identity: Identity | None
+    settings: Settings  # what it was made from
+    broken: str = ""  # why no worker can be made by it: it was adopted, and something is missing since
 
 
 class Generation:
@@ -49,6 +57,18 @@ class Generation:
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
+
+    def record(self, settings: int) -> GenerationRecord:
+        """What the next supervisor must know; ``settings`` is the index of the recipe's."""
+        return GenerationRecord(
+            release=self.release.to_json(),
+            settings=settings,
+            born=self.born,
+            workers=[worker.record() for worker in self],
+            backoff=(self.backoff.quick_deaths, self.backoff.not_before, self.backoff.told),
+            dead={field.name: count for field, count in self.dead.items()},
+            cut=self.cut,
+        )
 
     def accepting(self) -> int:
         return sum(worker.state is State.ACCEPTING for worker in self)
@@ -68,18 +88,31 @@ class Generation:
 class Crew:
     """Every worker process.  Owns the scoreboard; the listeners are only shown to it."""
 
-    def __init__(self, loop: Loop, log: Log, listeners: Listeners, on_change: OnChange) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        listeners: Listeners,
+        store: Keeping,
+        save: Callable[[], None],
+        on_change: OnChange,
+        scoreboard: Scoreboard | None = None,
+    ) -> None:
+        """``scoreboard``: the one that another supervisor has left."""
         self.loop = loop
         self.log = log
         self.listeners = listeners
-        self.scoreboard = Scoreboard.create()
+        self.store = store
+        self.save = save
+        self.scoreboard = scoreboard or Scoreboard.create()
+        store.put(fdnames.SCOREBOARD, self.scoreboard.fd)
         self.generations: list[Generation] = []
         self.buried = dict.fromkeys(COUNTERS, 0)  # counters of generations that are gone
+        self.next_number: dict[str, int] = {}  # by release: a worker's name is never used twice
         self._spawner = Spawner()
         self._on_change = on_change
         self._trial_watch: Timer | None = None
         self._free = list(range(SLOTS - 1, -1, -1))
-        self._next_number: dict[str, int] = {}  # by release: a worker's name is never used twice
 
     def __iter__(self) -> Iterator[Worker]:
         return (worker for generation in list(self.generations) for worker in generation)
@@ -96,12 +129,13 @@ class Crew:
         Raises:
             SpawnError: No process, descriptor or slot could be had.
         """
+        if generation.recipe.broken:
+            raise SpawnError(generation.recipe.broken)
         if not self._free:
             raise SpawnError(f"all {SLOTS} places for workers are taken; wait until old ones have drained")
-        number = self._next_number.get(generation.release.id, 1)
+        number = self.next_number.get(generation.release.id, 1)
         recipe, release = generation.recipe, generation.release
-        worker_id = f"{release.id}/{number}"
-        terms = recipe.terms._replace(configure=recipe.terms.configure._replace(worker=worker_id))
+        terms = self._terms(generation, number)
         capture: Capture | None = None
         try:
             capture = Capture()
@@ -112,7 +146,7 @@ class Crew:
             raise SpawnError(
                 f"cannot prepare a worker: {exc.strerror}; see RLIMIT_NOFILE, LimitNOFILE="
             ) from exc
-        env = {**recipe.env, "QUIESCE_WORKER": worker_id}
+        env = {**recipe.env, "QUIESCE_WORKER": terms.configure.worker}
         spec = Spec(
             release.python, release.app_dir, env, theirs.fileno(), capture.fd, recipe.umask, recipe.identity
         )
@@ -124,16 +158,83 @@ class Crew:
             raise
         finally:
             theirs.close()
-        self._next_number[release.id] = number + 1
+            capture.close_writing()
+        self.next_number[release.id] = number + 1
         slot = self._free.pop()
         self.scoreboard.clear(slot)
-        worker = Worker(self, spawned, Channel(ours, max_fds=0), capture, slot, number, terms)
-        worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)
-        generation.workers[number] = worker
-        if self._trial_watch is None:
-            self._watch_trials()
+        parts = Parts(os.urandom(8).hex(), spawned.pid, spawned.pidfd, Channel(ours, max_fds=0), capture)
+        worker = self._add(generation, Worker(self, parts, slot, number, terms))
+        # Before it is stored it sees the end of its channel if we die now, and leaves: it was told nothing yet.
+        self.save()
         self.log.debug("worker spawned", worker=worker.id, pid=worker.pid, python=release.python)
         return worker
+
+    def _add(self, generation: Generation, worker: Worker) -> Worker:
+        worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)
+        generation.workers[worker.number] = worker
+        if self._trial_watch is None:
+            self._watch_trials()
+        return worker
+
+    # -- taking over from another supervisor ------------------------------------------------
+
+    def recall(self, record: GenerationRecord, recipe: Recipe, kept: dict[str, int]) -> Generation:
+        """A generation that another supervisor has left.
+
+        Args:
+            record: As :meth:`Generation.record` wrote it.
+            recipe: How its workers are made.
+            kept: Descriptors by name, from the store; those of its workers are taken out.
+        """
+        generation = self.begin(Release.from_json(record.release), recipe)
+        generation.born, generation.backoff, generation.cut = (
+            record.born,
+            Backoff(*record.backoff),
+            record.cut,
+        )
+        generation.dead.update(_counters(record.dead))
+        for worker in record.workers:
+            self._recall_worker(generation, worker, kept)
+        return generation
+
+    def _recall_worker(self, generation: Generation, record: WorkerRecord, kept: dict[str, int]) -> None:
+        pidfd = kept.pop(fdnames.pidfd(record.key), -1)
+        wire = kept.pop(fdnames.channel(record.key), -1)
+        output = kept.pop(fdnames.output(record.key), -1)
+        channel = None
+        if wire >= 0:
+            # Numbers that the last supervisor has used are not used again, or an old answer would pass for a new one.
+            channel = Channel(socket.socket(fileno=wire), max_fds=0, first_seq=time.monotonic_ns())
+        capture = Capture.adopt(output) if output >= 0 else None
+        if record.state == State.SPAWNED.value and channel is None and capture is None:
+            return  # it was not stored yet: it has seen the end of its channel, and was never told anything
+        if record.state == State.REAPED.value:  # all but buried
+            self._count_dead(generation, self.scoreboard.slot(record.slot), record.cut)
+            return
+        if record.slot in self._free:
+            self._free.remove(record.slot)
+        parts = Parts(record.key, record.pid, pidfd, channel, capture)
+        terms = self._terms(generation, record.number)
+        self._add(generation, Worker(self, parts, record.slot, record.number, terms, record))
+
+    def recall_counters(self, buried: Mapping[str, int], next_numbers: Mapping[str, int]) -> None:
+        """What is known of workers that are gone.  Slots that belong to nobody are emptied."""
+        self.buried.update(_counters(buried))
+        self.next_number.update(next_numbers)
+        for slot in self._free:
+            self.scoreboard.clear(slot)
+
+    def take_over(self) -> None:
+        """Everything is in its place: talk to the workers."""
+        for worker in self:
+            worker.take_over()
+
+    def _terms(self, generation: Generation, number: int) -> Terms:
+        terms = generation.recipe.terms
+        name = f"{generation.release.id}/{number}"
+        return terms._replace(configure=terms.configure._replace(worker=name))
+
+    # -- while they run ---------------------------------------------------------------------
 
     def _watch_trials(self) -> None:
         """While any worker starts, look often at how much it writes."""
@@ -150,12 +251,18 @@ class Crew:
 
     def _bury(self, generation: Generation, worker: Worker) -> None:
         """Keep a dead worker's counters, free its slot."""
-        for field in COUNTERS:
-            generation.dead[field] += worker.counter(field)
-        generation.cut += worker.connections_cut
+        self._count_dead(generation, self.scoreboard.slot(worker.slot), worker.connections_cut)
+        del generation.workers[worker.number]
+        # Once more would count it twice: written down first, then emptied.
+        self.save()
         self.scoreboard.clear(worker.slot)
         self._free.append(worker.slot)
-        del generation.workers[worker.number]
+
+    @staticmethod
+    def _count_dead(generation: Generation, slot: memoryview, cut: int) -> None:
+        for field in COUNTERS:
+            generation.dead[field] += slot[field]
+        generation.cut += cut
 
     def forget(self, generation: Generation) -> None:
         """An empty generation that will not be filled again: its counters stay in the totals."""
@@ -177,6 +284,11 @@ class Crew:
 
     def close(self) -> None:
         self.scoreboard.close()
+
+
+def _counters(named: Mapping[str, int]) -> dict[Field, int]:
+    """Those that this version knows."""
+    return {field: named[field.name] for field in COUNTERS if field.name in named}
 
 
 def close_on_exec_all() -> None:

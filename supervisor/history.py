@@ -13,6 +13,7 @@ from quiesce.supervisor.core.releases import Outcome, Release, next_id
 SCHEMA = 1
 MAX_READ_BYTES = 8 << 20  # of a history that somebody else has filled; its end says most
 _MODE = 0o640
+_RECENT = 16  # changes among which one is looked for that may have been written before
 
 
 class History:
@@ -71,7 +72,14 @@ class History:
     # -- writing ------------------------------------------------------------------------
 
     def append(self, entry: Mapping[str, Any]) -> str:
-        """Add one change (any JSON; the keys of design.md's history).  Returns "" or the sentence to log."""
+        """Add one change (any JSON; the keys of design.md's history).  Returns "" or the sentence to log.
+
+        One with a ``uid`` that is there already is not added again: the supervisor that wrote it may have been killed
+        before it knew that it had.
+        """
+        uid = entry.get("uid")
+        if uid and any(known.get("uid") == uid for known in self.entries(_RECENT)):
+            return ""
         self._unwritten = [*self._unwritten, {"v": SCHEMA, **entry}][-self._keep :]
         try:
             self._write_lines(b"".join(map(_line, self._unwritten)))

@@ -1,9 +1,10 @@
 """Put a supervisor together, run it until it stops, take it apart again."""
 
+import errno
 import os
 import resource
 import signal
-import stat
+import socket
 import sys
 import time
 import traceback
@@ -11,12 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from quiesce.shared.errors import ConfigError, ControlError, QuiesceError
+from quiesce.shared.errors import ConfigError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log, journal_reads
-from quiesce.supervisor import status
-from quiesce.supervisor.activation import take_listen_fds
-from quiesce.supervisor.config import Loaded
+from quiesce.supervisor import fdnames, status
+from quiesce.supervisor.activation import take_kept_fds, take_listen_fds
+from quiesce.supervisor.adoption import Adoption, Inheritance, settings_in_force
+from quiesce.supervisor.config import Loaded, Settings
 from quiesce.supervisor.control_protocol import Request
 from quiesce.supervisor.control_server import (
     ControlServer,
@@ -25,53 +27,83 @@ from quiesce.supervisor.control_server import (
     open_control_socket,
     remove_own_socket,
 )
-from quiesce.supervisor.crew import close_on_exec_all
+from quiesce.supervisor.core.snapshot import Snapshot
+from quiesce.supervisor.crew import KEPT_PER_WORKER, close_on_exec_all
+from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
 from quiesce.supervisor.identity import group_id
 from quiesce.supervisor.listeners import Listeners
+from quiesce.supervisor.logfile import LogFile
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.manager import Manager
+from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.notify import Notifier
 from quiesce.supervisor.operations import Operations
-from quiesce.supervisor.pidfile import InstanceLock, LockedError, remove_pidfile, take_lock, write_pidfile
+from quiesce.supervisor.pidfile import (
+    InstanceLock,
+    LockedError,
+    adopt_lock,
+    remove_pidfile,
+    take_lock,
+    write_pidfile,
+)
 from quiesce.supervisor.places import Places
 from quiesce.supervisor.service import Service
 from quiesce.supervisor.signals import Signals
 from quiesce.supervisor.starting import Mode, StartReport
+from quiesce.supervisor.state_store import StateStore
 from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Watch
 
 WANTED_FILES = 65536  # soft RLIMIT_NOFILE that is asked for, as far as the hard one allows
 STOP_NEWS_S = 1.0
+BEAT_S = 1.0
+EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
+MOST_PIPES = 2048
 SURPRISES, SURPRISES_S = 50, 10.0  # so many bugs in so many seconds are no accident
 
 ReportTo = Callable[[StartReport], None]
 
 
-def serve(loaded: Loaded, places: Places, *, mode: Mode, report: ReportTo) -> int:
+def serve(loaded: Loaded | ConfigError, places: Places | None, *, mode: Mode, report: ReportTo) -> int:
     """Run an instance until it stops.
 
     Args:
-        loaded: Its configuration.
-        places: Its directories; they are made.
+        loaded: Its configuration, or why there is none: a service that runs already, and whose last supervisor
+            has died, does not depend on what lies in the file by now.
+        places: Its directories; they are made.  None with a ConfigError.
         mode: Who is above us.
-        report: Called exactly once: when it accepts, or when the start failed.
+        report: Called at most once: when it accepts, or when the start failed.  Not called where
+            another supervisor has said it before.
 
     Returns:
         The exit code of the process.
     """
     told = _Once(report)
+    close_on_exec_all()
+    manager = Manager.take(os.environ)
     try:
-        places.create()
-        lock = take_lock(places.lock, places.name)
-    except LockedError as exc:
-        return told.failed(Exit.BUSY, exc)
+        passed = [*take_listen_fds(os.environ, os.getpid()), *take_kept_fds(os.environ, os.getpid())]
+        legacy = Inheritance(passed)
     except ConfigError as exc:
         return told.failed(Exit.USAGE, exc)
     except QuiesceError as exc:
         return told.failed(Exit.DOWN, exc)
     supervisor: _Supervisor | None = None
+    lock: InstanceLock | None = None
     try:
-        supervisor = _Supervisor(loaded, places, lock, mode, told)
+        if legacy.goes_on:
+            assert legacy.snapshot is not None
+            places = Places(legacy.snapshot.name, legacy.snapshot.runtime_dir, legacy.snapshot.state_dir)
+            loaded = settings_in_force(legacy.snapshot, loaded)
+        elif isinstance(loaded, ConfigError):
+            raise loaded
+        assert places is not None
+        places.create()
+        lock = _lock(places, legacy)
+        supervisor = _Supervisor(loaded, places, lock, mode, told, manager, legacy)
         return supervisor.run()
+    except LockedError as exc:
+        return told.failed(Exit.BUSY, exc)
     except ConfigError as exc:
         return told.failed(Exit.USAGE, exc)
     except QuiesceError as exc:
@@ -79,7 +111,16 @@ def serve(loaded: Loaded, places: Places, *, mode: Mode, report: ReportTo) -> in
     finally:
         if supervisor is not None:
             supervisor.close()
-        lock.release()
+        legacy.close()
+        if lock is not None:
+            lock.release()
+
+
+def _lock(places: Places, legacy: Inheritance) -> InstanceLock:
+    """The one that the last supervisor has left, or a new one."""
+    fd = legacy.take(fdnames.LOCK)
+    lock = adopt_lock(fd, places.lock) if fd is not None else None
+    return lock or take_lock(places.lock, places.name)
 
 
 class _Once:
@@ -93,6 +134,10 @@ class _Once:
         if tell is not None:
             tell(report)
 
+    def spare(self) -> None:
+        """Nobody waits."""
+        self._report = None
+
     def failed(self, code: Exit, exc: Exception) -> int:
         self(StartReport(int(code), str(exc)))
         return int(code)
@@ -101,70 +146,197 @@ class _Once:
 class _Supervisor:
     """All parts of a running instance, wired."""
 
-    def __init__(self, loaded: Loaded, places: Places, lock: InstanceLock, mode: Mode, told: _Once) -> None:
-        settings = loaded.settings
+    def __init__(
+        self,
+        loaded: Loaded,
+        places: Places,
+        lock: InstanceLock,
+        mode: Mode,
+        told: _Once,
+        manager: Manager,
+        legacy: Inheritance,
+    ) -> None:
         self._places = places
         self._mode = mode
         self._told = told
+        self._manager = manager
+        self._snapshot = legacy.snapshot if legacy.goes_on else None
         self._code = int(Exit.OK)
         self._accepts = False
         self._ended = False
         self._undo: list[Callable[[], None]] = []
-        close_on_exec_all()
-        inherited = take_listen_fds(os.environ, os.getpid())
-        self._notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", None))
-        self._undo.append(self._notifier.close)
         _raise_file_limit()
         self.loop = Loop()
         self._undo.append(self.loop.close)
-        log_fd = _open_log(settings.log.file)
-        self.log = Log(log_fd, settings.log.level, journal=journal_reads(log_fd))
+        self._notifier = Notifier(manager.notify_socket, self.loop)
+        self._undo.append(self._notifier.close)
+        self._logfile = self._open_log(loaded, legacy)
+        log_fd = self._logfile.fd
+        self.log = Log(log_fd, loaded.settings.log.level, journal=journal_reads(log_fd))
         self.loop.on_error = _Surprises(self.log)
+        self._store = FdStore(self.loop, self._notifier, self.log, manager.store_limit)
+        for name, fd in legacy.kept.items():
+            self._store.found(name, fd)
+        if legacy.memory is not None:
+            self._store.found(fdnames.STATE, legacy.memory.fd)
+        self._store.put(fdnames.LOCK, lock.fd)
+        self._memory = Memory(legacy.memory or StateStore.create(), self.log, places.name)
+        self._undo.append(self._memory.close)
+        self._store.put(fdnames.STATE, self._memory.store.fd)
+        self._memory.add(self._record)
         self.listeners = Listeners()
-        self.listeners.open(settings.listen, inherited)
-        self._undo.append(self.listeners.close)
-        history = History(places.state_dir, settings.rollout.history)
-        self.service = Service(self.loop, self.log, loaded, self.listeners, history, log_fd)
-        self.service.log_file = _file_behind(log_fd)
+        self._undo.append(lambda: self.listeners.close() if self._ended else self.listeners.forget())
+        self._open_listeners(loaded, legacy)
+        history = History(places.state_dir, loaded.settings.rollout.history)
+        self.service = Service(
+            self.loop,
+            self.log,
+            loaded,
+            self.listeners,
+            history,
+            log_fd,
+            self._store,
+            self._memory,
+            legacy.scoreboard(self.log),
+        )
+        self.service.log_file = self._logfile.path
         self._undo.append(self.service.crew.close)
         self.service.on_change = self._changed
         self.service.on_gone = self._gone
-        self.operations = Operations(self.service)
-        self._control = self._open_control(settings.service.control_group)
+        self.service.on_rollout = self._on_rollout
+        self.operations = Operations(self.service, self._snapshot.answers if self._snapshot else ())
+        self._memory.add(self.operations.record)
+        self._control_inode: tuple[int, int] | None = None
+        self._control = self._open_control(loaded.settings.service.control_group, legacy)
         lock.write_pid(os.getpid())
         write_pidfile(places.pid, os.getpid())
-        self._undo.append(lambda: remove_pidfile(places.pid, os.getpid()))
+        self._undo.append(lambda: remove_pidfile(places.pid, os.getpid()) if self._ended else None)
+        if self._snapshot is not None:
+            self._adoption = Adoption(self.service, self._snapshot, legacy.kept)
+            self._adoption.recall(self._start_watch())
+        for name, fd in legacy.rest().items():
+            if name != fdnames.REPORT:  # cli_start writes to it, and we let it go when it has
+                self._store.drop(name)
+                os.close(fd)
+        self._sockets, legacy.sockets = legacy.sockets, []
         self._signals = Signals(self.loop, self._signal_actions())
         self._undo.append(self._signals.close)
         self._title: Callable[[str], None] | None = None
         self._told_line = ""
 
-    def _open_control(self, control_group: str) -> ControlServer:
+    def _open_log(self, loaded: Loaded, legacy: Inheritance) -> LogFile:
+        stored = legacy.take(fdnames.LOG)
+        if self._snapshot is not None:
+            logfile = LogFile.from_state(self._snapshot.log, stored)
+        else:
+            if stored is not None:
+                os.close(stored)
+            logfile = LogFile.open(loaded.settings.log.file)
+        self._undo.append(logfile.close)
+        return logfile
+
+    def _open_listeners(self, loaded: Loaded, legacy: Inheritance) -> None:
+        if self._snapshot is None:
+            taken = self.listeners.open(loaded.settings.listen, legacy.sockets, legacy.kept)
+        else:
+            adopted = self.listeners.adopt(self._snapshot.listeners, legacy.kept, legacy.sockets)
+            taken = adopted.taken
+            for problem in adopted.problems:
+                self.log.error("listener", problem=problem)
+        for name in taken:
+            legacy.take(name)
+        for listener in self.listeners:
+            if not listener.inherited and listener.store_name not in taken:
+                self._store.put(listener.store_name, listener.sock.fileno())
+
+    def _record(self, snapshot: Snapshot) -> None:
+        """Our part of the state."""
+        snapshot.runtime_dir, snapshot.state_dir = self._places.runtime_dir, self._places.state_dir
+        snapshot.accepts, snapshot.stopped = self._accepts, self._ended
+        snapshot.control_inode = self._control_inode
+        snapshot.log = self._logfile.to_state()
+
+    def _open_control(self, control_group: str, legacy: Inheritance) -> ControlServer:
         gid = group_id(control_group) if control_group else None
-        listener = open_control_socket(self._places, gid)
-        self._undo.append(lambda: remove_own_socket(self._places.control_sock))
+        listener = self._adopt_control(legacy) or open_control_socket(self._places, gid)
+        self._control_inode = _inode(self._places.control_sock)
+        self._store.put(fdnames.CONTROL, listener.fileno())
+        self._undo.append(lambda: remove_own_socket(self._places.control_sock) if self._ended else None)
         server = ControlServer(
             self.loop, listener, allow_owner_and_group(os.geteuid(), gid), self._on_request
         )
         self._undo.append(server.close)
         return server
 
+    def _adopt_control(self, legacy: Inheritance) -> socket.socket | None:
+        """The last supervisor's: who connects meanwhile waits in its queue, and is answered."""
+        fd = legacy.take(fdnames.CONTROL)
+        if fd is None:
+            return None
+        if self._snapshot is None or self._snapshot.control_inode != _inode(self._places.control_sock):
+            self._store.drop(fdnames.CONTROL)
+            os.close(fd)
+            return None
+        return socket.socket(fileno=fd)
+
     def _on_request(self, request: Request, reply: Reply) -> None:
         peer = request.peer
         if request.command not in ("status", "history"):
             who = {"uid": peer.uid, "pid": peer.pid} if peer is not None else {}
             self.log.info(f"command {request.command}", **who)
-        self.operations.handle(request.command, request.args, reply)
+        self.operations.handle(request.command, request.args, reply, request.id)
 
     # -- running ------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Start, serve, stop.  Returns the exit code."""
-        self.log.info("quiesce starts", name=self.service.settings.service.name, pid=os.getpid())
-        self._notifier.status("starting")
-        self.service.start(Watch(self._progress, self._decided, SILENT.finished))
+        """Start or go on, serve, stop.  Returns the exit code."""
+        settings = self.service.settings
+        self._beat()
+        if self._snapshot is None:
+            self.log.info("quiesce starts", name=settings.service.name, pid=os.getpid())
+            self._store.measure(_most_kept(settings), self._measured)
+            self._notifier.status("starting")
+            self._memory.open()
+            self.service.start(self._start_watch())
+        else:
+            self._go_on(self._snapshot)
         self.loop.run()
         return self._code
+
+    def _go_on(self, snapshot: Snapshot) -> None:
+        """Another supervisor has been here: its workers serve."""
+        workers = sum(len(generation.workers) for generation in snapshot.generations)
+        self.log.info(
+            "quiesce goes on",
+            name=snapshot.name,
+            pid=os.getpid(),
+            workers=workers,
+            after_version=snapshot.version,
+        )
+        self._store.measure(_most_kept(self.service.settings), self._measured)
+        self._memory.open()
+        if snapshot.accepts:
+            self._told.spare()  # it was said before
+            self._begin_to_accept()
+        self._adoption.take_over()
+        self._on_rollout()
+
+    def _start_watch(self) -> Watch:
+        return Watch(self._progress, self._decided, SILENT.finished)
+
+    def _measured(self, works: bool) -> None:
+        """Do we survive our own death?"""
+        if works:
+            self.log.info("crash safe", places=self._store.capacity)
+        else:
+            self.log.warning("not crash safe", why=self._store.reason)
+        self.service.changed()
+
+    def _beat(self) -> None:
+        """Tell the watchdog above us that this loop turns."""
+        if self._manager.watchdog_s:
+            self._notifier.watchdog()
+            self.loop.call_at(self.loop.now() + min(BEAT_S, self._manager.watchdog_s / 4), self._beat)
 
     def _progress(self, text: str) -> None:
         self._notifier.status(text)
@@ -172,18 +344,42 @@ class _Supervisor:
     def _decided(self, ended: Ended) -> None:
         """The first release serves, or none does."""
         if ended.code == Exit.OK:
-            self._accepts = True
-            from setproctitle import setproctitle  # after ready: a title is not worth a late start
-
-            self._title = setproctitle
-            self._notifier.ready(status.one_line(self.service))
-            self._told(StartReport(int(Exit.OK), ended.text, data=self._banner()))
-            self._changed()
+            self._begin_to_accept()
+            self._tell_start(StartReport(int(Exit.OK), ended.text, data=self._banner()))
             return
-        self._told(StartReport(ended.code, ended.text, ended.detail))
+        self._notifier.errno(errno.EIO, ended.text)
+        self._tell_start(StartReport(ended.code, ended.text, ended.detail))
         if self.service.stopping is Stopping.NO:  # else somebody stopped us: that is no failure
             self._code = ended.code
             self.service.stop(now=True)
+
+    def _begin_to_accept(self) -> None:
+        self._accepts = True
+        self._memory.save()
+        from setproctitle import setproctitle  # after ready: a title is not worth a late start
+
+        self._title = setproctitle
+        self._notifier.ready(status.one_line(self.service))
+        self._changed()
+
+    def _tell_start(self, report: StartReport) -> None:
+        self._told(report)
+        self._store.drop(fdnames.REPORT)
+
+    def _on_rollout(self) -> None:
+        """A change of release begins or is decided: `systemctl reload` waits for the second."""
+        if not self._accepts or self.service.stopping is not Stopping.NO:
+            return
+        if self.service.run is not None:
+            self._notifier.reloading(status.one_line(self.service))
+            self._extend()
+        else:
+            self._notifier.ready(status.one_line(self.service))
+
+    def _extend(self) -> None:
+        """Whatever takes longer than TimeoutStartSec= goes on, as long as this loop turns."""
+        if self.service.run is not None or self.service.stopping is not Stopping.NO:
+            self._notifier.extend_timeout(EXTEND_S)
 
     def _banner(self) -> dict[str, Any]:
         service = self.service
@@ -208,8 +404,7 @@ class _Supervisor:
 
     def _changed(self) -> None:
         """Show the truth: STATUS= and the process title, when it has changed."""
-        if self._notifier.pending:  # systemd was slow; this comes by at least once a second
-            self._notifier.flush()
+        self._extend()
         if not self._accepts:
             return
         line = status.one_line(self.service)
@@ -301,7 +496,6 @@ class _Supervisor:
         if self.service.crew.all_gone():
             return
         waiting = self.service.waiting_for()
-        self._notifier.extend_timeout(self.service.settings.rollout.drain_timeout + 10)
         if first and self._mode is Mode.FOREGROUND and sys.stderr.isatty():
             again = "" if self.service.stopping is Stopping.FAST else " (Ctrl-C again cuts them)"
             print(f"\nquiesce: waiting for {waiting}{again}", file=sys.stderr, flush=True)
@@ -316,15 +510,18 @@ class _Supervisor:
         if self._ended:
             return
         self._ended = True
-        self._told(StartReport(int(Exit.DOWN), "stopped before it accepted"))
+        self._memory.save()
+        self._tell_start(StartReport(int(Exit.DOWN), "stopped before it accepted"))
         self.operations.stopped()
+        self._notifier.exit_status(self._code)
         self.log.info("quiesce has stopped", name=self.service.settings.service.name)
         self.loop.stop()
 
     def close(self) -> None:
         """Take everything apart, last part first.
 
-        Workers that are left (an error of ours) see EOF on their channels, drain and leave.
+        Workers that are left (an error of ours) are the next supervisor's; where nobody keeps their channels, they
+        see them end, drain and leave.
         """
         for undo in reversed(self._undo):
             undo()
@@ -348,79 +545,20 @@ class _Surprises:
             raise exc
 
 
-def check(loaded: Loaded) -> StartReport:
-    """Is this configuration and application good?  Starts one worker that serves nobody.
+def _most_kept(settings: Settings) -> int:
+    """So many descriptors may we ever want to have kept, and so many are asked for where nobody says how many fit."""
+    generations = settings.rollout.max_generations + 1 if settings.rollout.max_generations else 4
+    wanted = 2 * settings.service.workers * KEPT_PER_WORKER * generations + 64
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(wanted, MOST_PIPES, soft // 4 if soft > 0 else wanted))
 
-    Binds nothing, writes no history and needs no runtime directory, so it may run beside
-    the instance that it is about.
-    """
-    from tempfile import TemporaryDirectory
 
+def _inode(path: str) -> tuple[int, int] | None:
     try:
-        with TemporaryDirectory(prefix="quiesce-check-") as folder:
-            return _check_in(loaded, folder)
-    except ConfigError as exc:
-        return StartReport(int(Exit.USAGE), str(exc))
-    except (QuiesceError, ControlError) as exc:
-        return StartReport(int(Exit.FAILED), str(exc))
-
-
-def _check_in(loaded: Loaded, folder: str) -> StartReport:
-    loop = Loop()
-    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-    log = Log(null, "error")
-    service = Service(loop, log, loaded, Listeners(), History(folder, 1), null)
-    service.upkeep.wanted = 1
-    reports: list[StartReport] = []
-
-    def decided(ended: Ended) -> None:
-        if ended.code == Exit.OK and service.serving is not None:
-            release = service.serving.release
-            worker = next(iter(service.serving))
-            rule = service.serving.recipe.terms.rule.text
-            text = f"{release.path}: {release.app} is good ({worker.interface}; {rule})"
-            data = {
-                "path": release.path,
-                "python": release.python,
-                "interface": worker.interface,
-                "app": release.app,
-            }
-            reports.append(StartReport(int(Exit.OK), text, data=data))
-        else:
-            reason = ended.text.partition(": ")[2] or ended.text
-            reports.append(StartReport(int(Exit.FAILED), reason, ended.detail))
-        service.stop(now=True)
-
-    service.on_gone = loop.stop
-    try:
-        service.start(SILENT._replace(decided=decided))
-        loop.run()
-    finally:
-        service.crew.close()
-        loop.close()
-        os.close(null)
-    return reports[0]
-
-
-def _open_log(file: str) -> int:
-    """The descriptor that we and our workers write to.
-
-    Raises:
-        ConfigError: The file cannot be opened.
-    """
-    if not file:
-        return 2
-    try:
-        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as exc:
-        raise ConfigError(f"cannot open log.file {file}: {exc.strerror}") from exc
-
-
-def _file_behind(fd: int) -> str | None:
-    """The path of the log, if it is a regular file (`start`, or `2>>shop.log`)."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        info = os.stat(path, follow_symlinks=False)
+    except OSError:
         return None
-    return os.readlink(f"/proc/self/fd/{fd}")
+    return info.st_dev, info.st_ino
 
 
 def _raise_file_limit() -> None:

@@ -2,7 +2,8 @@
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from quiesce.shared.errors import ConfigError, QuiesceError
@@ -12,18 +13,13 @@ from quiesce.supervisor.config_text import parse_duration
 from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.core.snapshot import AnswerRecord, Snapshot
+from quiesce.supervisor.ledger import PLAIN, Ledger
 from quiesce.supervisor.render import plural
 from quiesce.supervisor.rollouts import RolloutRun
 from quiesce.supervisor.service import Service
 from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Watch
 from quiesce.supervisor.worker_link import Worker
-
-LATER = {
-    "drain": "draining behind a load balancer",
-    "reconfigure": "changing the configuration without new code",
-    "reexec": "replacing the supervisor's own code in place",
-    "reopen": "re-opening log files",
-}
 
 
 class Reply(Protocol):
@@ -36,11 +32,27 @@ class Reply(Protocol):
 Args = Mapping[str, Any]
 
 
+class _Recorded:
+    """A reply whose result is written into the ledger first."""
+
+    def __init__(self, reply: Reply, record: Callable[..., None]) -> None:
+        self._reply = reply
+        self._record = record
+        self.progress = reply.progress
+
+    def result(self, code: int, text: str, detail: str = "", data: dict[str, Any] | None = None) -> None:
+        self._record(code, text, detail, data)
+        self._reply.result(code, text, detail, data)
+
+
 class Operations:
     """The commands of a running instance."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, records: Sequence[AnswerRecord] = ()) -> None:
+        """``records``: the ledger that another supervisor has left."""
         self._service = service
+        self._ledger = Ledger()
+        self._ledger.recall(list(records))
         self._stop_replies: list[Reply] = []
         self._commands: dict[str, Callable[[Args, Reply], None]] = {
             "upgrade": self._upgrade,
@@ -54,16 +66,37 @@ class Operations:
             "resume": self._resume,
             "stop": self._stop,
         }
+        self._request = ""  # the id of the request that is being handled
+        self._again = False  # ... which was made before, and another supervisor has not ended it
+        service.on_decided = self._decided
 
-    def handle(self, command: str, args: Args, reply: Reply) -> None:
-        """Carry out one command; every way out of here ends in one ``reply.result``, now or later."""
+    def add(self, command: str, handler: Callable[[Args, Reply], None]) -> None:
+        """A command that is carried out elsewhere."""
+        self._commands[command] = handler
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Our part of the state."""
+        snapshot.answers = self._ledger.to_state()
+
+    def handle(self, command: str, args: Args, reply: Reply, request_id: str = "") -> None:
+        """Carry out one command; every way out of here ends in one ``reply.result``, now or later.
+
+        A request that was made before is not carried out again: its outcome is told, or waited for.
+        """
         handler = self._commands.get(command)
         if handler is None:
-            text = f"no command {command!r}; see `quiesce --help`"
-            if command in LATER:
-                text = f"`{command}` comes with a later version of quiesce ({LATER[command]})"
-            reply.result(Exit.USAGE, text)
+            reply.result(Exit.USAGE, f"no command {command!r}; see `quiesce --help`")
             return
+        self._request, self._again = request_id, False
+        if request_id and command not in PLAIN:
+            known = self._ledger.find(request_id)
+            reply = _Recorded(reply, partial(self._end_request, request_id))
+            if known is not None and self._rejoin(known, args, reply):
+                return
+            self._again = known is not None
+            if known is None:
+                self._ledger.begin(request_id, command)
+                self._service.save()
         try:
             handler(args, reply)
         except Busy as exc:
@@ -79,6 +112,32 @@ class Operations:
             reply.result(
                 Exit.DOWN, f"a bug in quiesce: {exc!r}; what served still serves; the log has the traceback"
             )
+
+    # -- requests that come again ---------------------------------------------------------
+
+    def _end_request(
+        self, request_id: str, code: int, text: str, detail: str = "", data: Mapping[str, Any] | None = None
+    ) -> None:
+        if self._ledger.end(request_id, code, text, detail, data):
+            self._service.save()
+
+    def _decided(self, run: RolloutRun, ended: Ended) -> None:
+        """Also for commands that have lost their supervisor and have not come back yet."""
+        for request_id in run.requests:
+            self._end_request(request_id, ended.code, ended.text, ended.detail, self._data())
+
+    def _rejoin(self, known: AnswerRecord, args: Args, reply: Reply) -> bool:
+        """Is there nothing to be done but to tell, or to wait?"""
+        run = next((run for run in self._service.runs if known.id in run.requests), None)
+        if run is not None:
+            watch = self._watch(args, reply)
+            run.watches.append(watch)
+            if known.code is not None:
+                watch.decided(Ended(known.code, known.text, known.detail))
+            return True
+        if known.code is not None:
+            reply.result(known.code, known.text, known.detail, known.data)
+        return known.code is not None
 
     # -- changes ------------------------------------------------------------------------
 
@@ -113,7 +172,7 @@ class Operations:
     def _watch(self, args: Args, reply: Reply) -> Watch:
         """Wait for the decision, or with ``wait_drained`` for the end of the old generation as well."""
         if args.get("no_wait"):
-            return SILENT
+            return SILENT._replace(request=self._request)
         answer: list[Ended] = []
 
         def decided(ended: Ended) -> None:
@@ -127,21 +186,29 @@ class Operations:
             if args.get("wait_drained") and answer and answer[0].code == Exit.OK:
                 self._end(reply, answer[0]._replace(text=answer[0].text + "; " + _drained(self._service)))
 
-        return Watch(reply.progress, decided, finished)
+        return Watch(reply.progress, decided, finished, self._request)
 
     def _end(self, reply: Reply, ended: Ended) -> None:
+        reply.result(ended.code, ended.text, ended.detail, self._data())
+
+    def _data(self) -> dict[str, Any]:
         serving = self._service.serving
-        release = serving.release.id if serving is not None else None
-        reply.result(ended.code, ended.text, ended.detail, {"release": release})
+        return {"release": serving.release.id if serving is not None else None}
 
     def _promote(self, args: Args, reply: Reply) -> None:
         run = self._service.run
         if run is None or not run.promote():
+            if self._again:  # it was that supervisor's last deed
+                reply.result(Exit.OK, f"the bake is over; {_serving(self._service)} serves")
+                return
             raise ConfigError("there is no bake to end; see `quiesce status`")
         reply.result(Exit.OK, f"{run.release.id} is promoted: the bake is over")
 
     def _abort(self, args: Args, reply: Reply) -> None:
         run = self._service.run
+        if run is None and self._again:
+            reply.result(Exit.OK, f"it is aborted; {_serving(self._service)} serves on")
+            return
         if run is None:
             raise ConfigError(
                 "there is no rollout to abort; `quiesce rollback` goes back to an earlier release"

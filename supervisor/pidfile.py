@@ -69,6 +69,25 @@ def take_lock(path: str, name: str) -> InstanceLock:
     return lock
 
 
+def adopt_lock(fd: int, path: str) -> InstanceLock | None:
+    """Go on with the lock that another supervisor has left in the descriptor store; takes ``fd``.
+
+    The lock lies on the description, so it was never free in between.  None: the file at ``path`` is
+    another one by now (its folder was removed), so this lock keeps nobody away.
+    """
+    try:
+        ours, there = os.fstat(fd), os.stat(path, follow_symlinks=False)
+        if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = InstanceLock(fd, path)
+            lock.write_pid(os.getpid())
+            return lock
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
 def _read_pid(fd: int) -> int | None:
     text = os.pread(fd, 32, 0).strip()
     return int(text) if text.isdigit() else None

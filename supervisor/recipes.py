@@ -38,6 +38,7 @@ def recipe(settings: Settings, release: Release) -> Recipe:
         limits=limits,
         log_level=settings.log.level,
         drain_timeout_s=rollout.drain_timeout,
+        ready_path=rollout.ready_path,
     )
     rule = health_rule(
         rollout.health_path,
@@ -46,4 +47,4 @@ def recipe(settings: Settings, release: Release) -> Recipe:
         rollout.health_passes,
         rollout.warmup,
     )
-    return Recipe(Terms(configure, rule, rollout.drain_timeout), env, service.umask, identity)
+    return Recipe(Terms(configure, rule, rollout.drain_timeout), env, service.umask, identity, settings)

@@ -1,6 +1,6 @@
 """Carry out one rollout: facts about workers become events, actions become orders to workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from quiesce.shared.deadlines import Timer
@@ -9,12 +9,14 @@ from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Loaded
 from quiesce.supervisor.core import rollout as table
+from quiesce.supervisor.core.adoption import AGAIN
 from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.rollout import Action, Event, State
+from quiesce.supervisor.core.snapshot import RunRecord
 from quiesce.supervisor.core.verify import MIN_REQUESTS, Sample, too_many_errors
 from quiesce.supervisor.crew import Crew, Generation
 from quiesce.supervisor.health import Prober
@@ -72,12 +74,18 @@ class RolloutRun:
         watch: Watch,
         new: Generation,
         old: Generation | None,
+        uid: str,
     ) -> None:
         self.plan = plan
         self.loaded = loaded  # in force once this is committed
-        self.watch = watch  # who waits
+        self.watches = [watch]  # who waits
         self.new = new
         self.old = old
+        self.uid = uid  # in the history
+        self.requests = [watch.request] if watch.request else []  # ids of the commands that wait
+        self.begun = False  # False: it waits for older generations to drain
+        self.committed = False
+        self.reported = False  # those who wait know how it was decided
         self.state = State.STARTING
         self.since = crew.loop.now()
         self.state_since = self.since
@@ -88,6 +96,7 @@ class RolloutRun:
         self._log: Log = crew.log
         self._boss = boss
         self._bake: Timer | None = None
+        self._bake_until: float | None = None
         self._look: Timer | None = None
         self._probers: list[Prober] = []
         self._hushed: list[Worker] = []  # old workers that we told to quiesce, and nobody else
@@ -96,6 +105,7 @@ class RolloutRun:
         self._baseline = Sample()
         self._old_sample = Sample()
         self._aborted = False
+        self._recalled: State | None = None
         self._acting = False
         self._shown = ""
 
@@ -114,13 +124,68 @@ class RolloutRun:
 
     def begin(self) -> None:
         """Spawn the new set.  (An `abort` may come before it.)"""
+        self.begun = True
         self._tell(f"starting {plural(self.plan.wanted, 'worker')} from {self.release.path}")
-        for _ in range(self.plan.wanted):
+        self._spawn_missing()
+
+    def _spawn_missing(self) -> None:
+        for _ in range(self.plan.wanted - len(self.new.workers)):
             try:
                 self._crew.spawn(self.new)
             except SpawnError as exc:
                 self._lost(str(exc), "")
                 return
+
+    # -- surviving the supervisor -------------------------------------------------------
+
+    def record(self, new: int, old: int | None, settings: int) -> RunRecord:
+        """What the next supervisor must know; generations and settings are given as indices."""
+        return RunRecord(
+            uid=self.uid,
+            command=self.plan.command,
+            new=new,
+            old=old,
+            state=self.state.value,
+            settings=settings,
+            wanted=self.plan.wanted,
+            bake_s=self.plan.bake_s,
+            max_error_rate=self.plan.max_error_rate,
+            gate=self.plan.gate,
+            since=self.since,
+            state_since=self.state_since,
+            begun=self.begun,
+            committed=self.committed,
+            reported=self.reported,
+            aborted=self._aborted,
+            reason=self.reason,
+            detail=self.detail,
+            hushed=[worker.number for worker in self._hushed],
+            bake_until=self._bake_until,
+            baseline=(self._baseline.responses, self._baseline.errors),
+            old_sample=(self._old_sample.responses, self._old_sample.errors),
+            requests=self.requests,
+        )
+
+    def recall(self, record: RunRecord) -> None:
+        """Stand where another supervisor stood."""
+        self.state = State(record.state)
+        self.since, self.state_since = record.since, record.state_since
+        self.begun, self.committed, self._aborted = record.begun, record.committed, record.aborted
+        self.reported, self._recalled = record.reported, self.state
+        self.reason, self.detail = record.reason, record.detail
+        old = self.old.workers if self.old is not None else {}
+        self._hushed = [old[number] for number in record.hushed if number in old]
+        self._bake_until = record.bake_until
+        self._baseline, self._old_sample = Sample(*record.baseline), Sample(*record.old_sample)
+        self.requests = list(record.requests)
+
+    def take_over(self) -> None:
+        """Do again what another supervisor was doing, and look whether it is done already."""
+        if self.deciding:
+            self._tell(f"{self.plan.command} goes on ({table.phase(self.state)}) under a new supervisor")
+        if self.state is self._recalled:  # else a worker that died meanwhile has moved it on
+            self._perform(AGAIN[self.state])
+        self._loop.call_soon(self._look_at_facts)
 
     def abort(self, reason: str) -> None:
         """Go back, on somebody's word."""
@@ -206,20 +271,25 @@ class RolloutRun:
         if self.state is not before:
             self.state_since = self._loop.now()
             self._log.debug("rollout", release=self.release.id, was=before.value, now=self.state.value)
+            self._crew.save()
+        self._perform(actions)
+        if self.state is not before:
+            # The next fact may be there already (no old workers; a bake of no time at all).
+            self._loop.call_soon(self._look_at_facts)
+
+    def _perform(self, actions: Iterable[Action]) -> None:
         self._acting = True
         try:
             for action in actions:
                 _PERFORM[action](self)
         finally:
             self._acting = False
-        if self.state is not before:
-            # The next fact may be there already (no old workers; a bake of no time at all).
-            self._loop.call_soon(self._look_at_facts)
 
     def _probe_new(self) -> None:
         self._tell(f"probing: {self.new.recipe.terms.rule.text}")
         for worker in self.new:
-            worker.ask(WorkerEvent.PROBE_ASKED)
+            if worker.state is WorkerState.READY:
+                worker.ask(WorkerEvent.PROBE_ASKED)
 
     def _admit_new(self) -> None:
         self._tell("accepting")
@@ -227,15 +297,18 @@ class RolloutRun:
         self._old_sample = self._boss.recent_sample(self.old) if self.old is not None else Sample()
         if self._boss.is_held():
             return  # `quiesce all` is in force: they wait for `resume all`
+        self._crew.save()
         for worker in self.new:
-            worker.ask(WorkerEvent.ACCEPT_ASKED)
+            if worker.state in (WorkerState.READY, WorkerState.PROVEN):
+                worker.ask(WorkerEvent.ACCEPT_ASKED)
 
     def _hush_old(self) -> None:
         for worker in self._old():
             if worker.state in COMING:
                 worker.ask(WorkerEvent.LEAVE_ASKED)
             elif worker.state not in GOING and worker.state is not WorkerState.QUIESCED:
-                self._hushed.append(worker)
+                if worker not in self._hushed:
+                    self._hushed.append(worker)
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
 
     def _arm_bake(self) -> None:
@@ -243,8 +316,11 @@ class RolloutRun:
         if self.plan.bake_s <= 0 or not self.plan.gate or self.old is None:
             self._loop.call_soon(lambda: self._event(Event.BAKE_OVER))
             return
-        self._tell(f"baking for {self.plan.bake_s:g} s; {self._old_id()} is quiesced and can be resumed")
-        self._bake = self._loop.call_at(now + self.plan.bake_s, self._end_bake)
+        if self._bake_until is None:
+            self._tell(f"baking for {self.plan.bake_s:g} s; {self._old_id()} is quiesced and can be resumed")
+            self._bake_until = now + self.plan.bake_s
+            self._crew.save()
+        self._bake = self._loop.call_at(self._bake_until, self._end_bake)
         self._next_probe = now + BAKE_PROBE_S
         self._look = self._loop.call_at(now + BAKE_LOOK_S, self._look_at_bake)
 
@@ -329,7 +405,8 @@ class RolloutRun:
         self._probers.clear()
 
     def _commit(self) -> None:
-        self._boss.rollout_commits(self)
+        if not self.committed:
+            self._boss.rollout_commits(self)
 
     def _drain_old(self) -> None:
         for worker in self._old():
@@ -350,7 +427,8 @@ class RolloutRun:
                 worker.ask(WorkerEvent.LEAVE_ASKED)
 
     def _report_done(self) -> None:
-        self._boss.rollout_decided(self, Outcome(True))
+        if not self.reported:
+            self._boss.rollout_decided(self, Outcome(True))
 
     def _report_undone(self) -> None:
         self._boss.rollout_decided(self, Outcome(False, self._aborted, self.reason, self.detail))
@@ -387,6 +465,7 @@ def _may_still_accept(worker: Worker) -> bool:
 
 
 _PERFORM: dict[Action, Callable[[RolloutRun], None]] = {
+    Action.SPAWN_MISSING: RolloutRun._spawn_missing,
     Action.PROBE_NEW: RolloutRun._probe_new,
     Action.ADMIT_NEW: RolloutRun._admit_new,
     Action.HUSH_OLD: RolloutRun._hush_old,

@@ -4,13 +4,14 @@ The one place where rollouts, fleet and commands meet.  It decides nothing that 
 `core/` could decide: it brings facts to them and carries their answers out.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 
 from quiesce.shared.errors import ConfigError
 from quiesce.shared.logs import Log
-from quiesce.shared.scoreboard import Field
+from quiesce.shared.scoreboard import Field, Scoreboard
 from quiesce.supervisor.config import Loaded, Settings
 from quiesce.supervisor.core.lifecycle import GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
@@ -23,17 +24,20 @@ from quiesce.supervisor.core.releases import (
     next_id,
 )
 from quiesce.supervisor.core.rollout import phase
+from quiesce.supervisor.core.snapshot import Snapshot
 from quiesce.supervisor.core.verify import Sample
-from quiesce.supervisor.crew import Crew, Generation, Recipe
+from quiesce.supervisor.crew import KEPT_PER_WORKER, Crew, Generation, Recipe
+from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.recipes import recipe as recipe_for
 from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
 from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
 from quiesce.supervisor.upkeep import Upkeep
-from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Waiters, Watch
+from quiesce.supervisor.watching import Busy, Ended, Stopping, Waiters, Watch
 from quiesce.supervisor.worker_link import Worker
 
 
@@ -41,28 +45,74 @@ class Service:
     """The instance.  Everything happens in the loop's one thread."""
 
     def __init__(
-        self, loop: Loop, log: Log, loaded: Loaded, listeners: Listeners, history: History, log_fd: int
+        self,
+        loop: Loop,
+        log: Log,
+        loaded: Loaded,
+        listeners: Listeners,
+        history: History,
+        log_fd: int,
+        store: FdStore,
+        memory: Memory | None = None,
+        scoreboard: Scoreboard | None = None,
     ) -> None:
+        """``memory``: where the state is written down; ``scoreboard``: the one that another supervisor has left."""
         self.loop = loop
         self.log = log
         self.loaded = loaded
         self.listeners = listeners
         self.history = history
-        self.crew = Crew(loop, log, listeners, self._worker_changed)
+        self.store = store
+        self.crew = Crew(loop, log, listeners, store, self.save, self._worker_changed, scoreboard)
         self.started_at = time.time()
         self.serving: Generation | None = None
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
         self.stopping = Stopping.NO
         self.notices: list[str] = []
         self.last_cut = 0  # requests that the last drain had to end
-        self.log_file: str | None = None  # for people who ask where it is
         self.losses: deque[Worker] = deque(maxlen=64)  # workers that nobody had asked to leave
         self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
         self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
-        self._log_fd = log_fd
+        self.on_rollout: Callable[[], None] = lambda: None  # one begins or is decided
+        self.on_decided: Callable[[RolloutRun, Ended], None] = lambda run, ended: None
+        self.log_fd = log_fd
+        self.log_file: str | None = None  # for people who ask where it is
+        self.candidates: list[Release] = []  # of a cold start: what is tried if this one fails
+        self.ids = history.used_ids()
+        self._memory = memory
         self._waiters = Waiters()
-        self._ids = history.used_ids()
-        self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers, log_fd)
+        self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers)
+        if memory is not None:
+            memory.add(self._record_state)
+
+    def save(self) -> None:
+        """Write down how things are, for the next supervisor."""
+        if self._memory is not None:
+            self._memory.save()
+
+    def _record_state(self, snapshot: Snapshot) -> None:
+        memory, generations = self._memory, self.crew.generations
+        assert memory is not None
+        snapshot.started_at = self.started_at
+        snapshot.stopping = self.stopping.value
+        snapshot.in_force = memory.index(self.settings)
+        snapshot.config_file, snapshot.cwd = self.loaded.file, self.loaded.cwd
+        snapshot.wanted, snapshot.held = self.upkeep.wanted, self.upkeep.held
+        snapshot.drained_by_hand = self.crew.scoreboard.unready
+        snapshot.replaced = sorted(self.upkeep.replaced)
+        snapshot.notices = self.notices
+        snapshot.generations = [g.record(memory.index(g.recipe.settings)) for g in generations]
+        snapshot.serving = _place(generations, self.serving)
+        for run in self.runs:
+            new, old = _place(generations, run.new), _place(generations, run.old)
+            if new is not None:
+                snapshot.runs.append(run.record(new, old, memory.index(run.loaded.settings)))
+        snapshot.candidates = [release.to_json() for release in self.candidates]
+        snapshot.buried = {field.name: count for field, count in self.crew.buried.items()}
+        snapshot.next_numbers = self.crew.next_number
+        snapshot.ids = self.ids[-64:]
+        snapshot.last_cut = self.last_cut
+        snapshot.listeners = self.listeners.to_state()
 
     @property
     def settings(self) -> Settings:
@@ -107,7 +157,8 @@ class Service:
         wanted = self.upkeep.wanted
         if again.settings.service.workers != self.settings.service.workers:
             wanted = again.settings.service.workers  # else `scale` stays in force
-        self._ids.append(release.id)
+        self._refuse_without_room(wanted)
+        self.ids.append(release.id)
         return self._roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
     def rollback(self, which: str | None, watch: Watch) -> RolloutRun:
@@ -123,6 +174,7 @@ class Service:
         on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
+        self._refuse_without_room(self.upkeep.wanted)
         return self._roll_out("rollback", release, recipe, {}, watch)
 
     def start(self, watch: Watch) -> None:
@@ -147,24 +199,29 @@ class Service:
                 "`quiesce upgrade` tries it again once it is mended"
             )
         elif configured is not None:
-            self._ids.append(configured.id)
-        self._start_next(candidates, watch)
+            self.ids.append(configured.id)
+        self.candidates = candidates
+        self._start_next(watch)
 
-    def _start_next(self, candidates: list[Release], watch: Watch) -> None:
-        release, rest = candidates[0], candidates[1:]
+    def _start_next(self, watch: Watch) -> None:
+        release, self.candidates = self.candidates[0], self.candidates[1:]
+        recipe = recipe_for(self.settings, release)
+        self._roll_out("start", release, recipe, {"bake": 0.0}, self.start_watch(watch))
+
+    def start_watch(self, watch: Watch) -> Watch:
+        """Of a cold start: a release that fails is followed by the next candidate, and only the last one is told."""
 
         def decided(ended: Ended) -> None:
-            if ended.code == 0 or not rest or self.stopping is not Stopping.NO:
+            if ended.code == 0 or not self.candidates or self.stopping is not Stopping.NO:
                 watch.decided(ended)
                 return
-            self.notice(f"{ended.text}; serving the last good release {rest[0].id} ({rest[0].path}) instead")
+            rest = self.candidates[0]
+            self.notice(f"{ended.text}; serving the last good release {rest.id} ({rest.path}) instead")
             if ended.detail:
-                self.log.multiline("error", "start failed", ended.detail, release=release.id)
-            self._start_next(rest, watch)
+                self.log.multiline("error", "start failed", ended.detail)
+            self._start_next(watch)
 
-        recipe = recipe_for(self.settings, release)
-        inner = Watch(watch.progress, decided, watch.finished)
-        self._roll_out("start", release, recipe, {"bake": 0.0}, inner)
+        return Watch(watch.progress, decided, watch.finished)
 
     def refuse_if_busy(self) -> None:
         """Raise Busy while a change is being decided, or at the end."""
@@ -178,8 +235,23 @@ class Service:
                 f"or end it with {ways}"
             )
 
+    def _refuse_without_room(self, more: int) -> None:
+        """Refuse what the descriptor store could not keep: those workers would not survive us.
+
+        Raises:
+            ConfigError: With the number that is needed.
+        """
+        room, wanted = self.store.room, more * KEPT_PER_WORKER
+        if room is not None and room < wanted:
+            need = self.store.used + wanted
+            raise ConfigError(
+                f"{plural(more, 'more worker')} would need {wanted} places in the descriptor store, and {room} are "
+                f"free: they could not survive the supervisor. Raise FileDescriptorStoreMax= of the unit to {need} "
+                "or more (outside systemd: the limit of open files, `ulimit -n`), or let fewer generations run at once"
+            )
+
     def _new_id(self) -> str:
-        return next_id(self._ids)
+        return next_id(self.ids)
 
     def _roll_out(
         self,
@@ -203,8 +275,11 @@ class Service:
             max_error_rate=rollout.max_error_rate,
             gate=not plan.get("force"),
         )
-        run = RolloutRun(self.crew, self, todo, loaded, watch, self.crew.begin(release, recipe), old)
+        uid = os.urandom(8).hex()
+        run = RolloutRun(self.crew, self, todo, loaded, watch, self.crew.begin(release, recipe), old, uid)
         self.runs.append(run)
+        self.save()
+        self.on_rollout()
         self.log.info(
             f"{command} begins",
             release=release.id,
@@ -217,11 +292,11 @@ class Service:
                 run,
                 f"{release.id} and {old.release.id} share {release.path}: rollback works only during the bake",
             )
-        self._begin(run)
+        self.begin(run)
         self.changed()
         return run
 
-    def _begin(self, run: RolloutRun) -> None:
+    def begin(self, run: RolloutRun) -> None:
         """Begin when `max_generations` allows it: nobody's request is cut to make room.
 
         The wait is bounded, because each generation has its own drain deadline; `--force` ends
@@ -262,19 +337,22 @@ class Service:
 
     def rollout_progress(self, run: RolloutRun, text: str) -> None:
         self.log.info(text)
-        run.watch.progress(text)
+        for watch in run.watches:
+            watch.progress(text)
         self.changed()
 
     def rollout_commits(self, run: RolloutRun) -> None:
+        run.committed = True
         self.serving = run.new
         self.loaded = run.loaded
         self.upkeep.wanted = run.plan.wanted
         if run.plan.command != "start":
             self.notices.clear()  # what was loud is mended, or was about what served before
+        self.save()
         if not self.upkeep.held:
             self.upkeep.unhold()  # nobody of them may be left behind without having been told to accept
         for worker in run.new:
-            worker.use_log(self._log_fd)
+            worker.use_log(self.log_fd)
         self._record(run, "done", "")
         warning = self.history.save_last_good(run.release)
         if warning:
@@ -293,8 +371,12 @@ class Service:
                 ended = Ended(0, text)
         else:
             ended = self._undone(run, outcome)
-        run.watch.decided(ended)
+        run.reported = True
+        self.on_decided(run, ended)
+        for watch in run.watches:
+            watch.decided(ended)
         self._after(run, outcome)
+        self.on_rollout()
 
     def _undone(self, run: RolloutRun, outcome: Outcome) -> Ended:
         self._record(
@@ -322,7 +404,8 @@ class Service:
 
     def rollout_finished(self, run: RolloutRun) -> None:
         self.last_cut = run.old.cut if run.old is not None else 0
-        run.watch.finished()
+        for watch in run.watches:
+            watch.finished()
         if run.old is not None and run.old.cut:
             self.log.warning("drained", release=run.old.release.id, cut_at_drain_timeout=run.old.cut)
         elif run.old is not None:
@@ -333,9 +416,10 @@ class Service:
     def _finish(self, run: RolloutRun) -> None:
         if run in self.runs:
             self.runs.remove(run)
-        run.watch = SILENT
+        run.watches = []
         for generation in (run.new, run.old):
             self._forget_if_empty(generation)
+        self.save()
         self._waiters.look()
 
     def _forget_if_empty(self, generation: Generation | None) -> None:
@@ -354,6 +438,7 @@ class Service:
         warning = self.history.append(
             {
                 "at": round(time.time(), 3),
+                "uid": run.uid,
                 "command": run.plan.command,
                 "release": run.release.id,
                 **{key: value for key, value in run.release.to_json().items() if key != "id"},
@@ -417,9 +502,12 @@ class Service:
 
         Raises:
             Busy: A rollout is being decided.
+            ConfigError: The descriptor store could not keep so many.
         """
         self.refuse_if_busy()
+        self._refuse_without_room(max(0, wanted - self.upkeep.wanted))
         self.upkeep.wanted = wanted
+        self.save()
         self.upkeep.plan()
         self.changed()
 
@@ -446,6 +534,7 @@ class Service:
         first = self.stopping is Stopping.NO
         self.stopping = wish
         run = self.run
+        self.save()
         if first and run is not None:
             self._give_up(run)
         for worker in list(self.crew):
@@ -459,7 +548,9 @@ class Service:
         run.cancel()
         self._record(run, "aborted", "the instance was stopped")
         ended = Ended(3, f"{run.release.id}: the instance was stopped before it was decided")
-        run.watch.decided(ended)
+        self.on_decided(run, ended)
+        for watch in run.watches:
+            watch.decided(ended)
         self._finish(run)
 
     def waiting_for(self) -> str:
@@ -474,6 +565,16 @@ class Service:
         self.notices.append(text)
         del self.notices[:-8]
 
+    def use_log(self, fd: int) -> None:
+        """The log is another descriptor now (`reopen`)."""
+        self.log_fd = fd
+        for worker in self.crew:
+            worker.use_log_again(fd)
+
 
 def _id(generation: Generation | None) -> str:
     return generation.release.id if generation is not None else ""
+
+
+def _place(generations: list[Generation], generation: Generation | None) -> int | None:
+    return generations.index(generation) if generation in generations else None

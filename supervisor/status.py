@@ -19,8 +19,9 @@ def document(service: Service) -> dict[str, Any]:
     """Everything that design 7 promises of `status --json`."""
     return {
         "name": service.settings.service.name,
-        "crash_safe": False,
-        "crash_safe_reason": "re-adoption after the death of the supervisor comes with a later version",
+        "crash_safe": service.store.complete,
+        "crash_safe_reason": service.store.reason,
+        "unready": service.crew.scoreboard.unready,
         "supervisor": {"pid": os.getpid(), "version": quiesce.__version__, "since": service.started_at},
         "listeners": [
             {"name": listener.name, "address": str(listener.address)} for listener in service.listeners

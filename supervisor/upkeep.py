@@ -26,8 +26,11 @@ class Owner(Protocol):
 
     serving: Generation | None
 
+    log_fd: int
+
     @property
     def settings(self) -> Settings: ...
+    def save(self) -> None: ...
     def may_plan(self) -> bool: ...
     def notice(self, text: str) -> None: ...
     def changed(self) -> None: ...
@@ -36,15 +39,14 @@ class Owner(Protocol):
 class Upkeep:
     """What nobody has to ask for.  ``wanted`` and ``held`` are what commands have asked for."""
 
-    def __init__(self, crew: Crew, owner: Owner, wanted: int, log_fd: int) -> None:
+    def __init__(self, crew: Crew, owner: Owner, wanted: int) -> None:
         self.wanted = wanted
         self.held = False  # `quiesce all`
         self._crew = crew
         self._loop = crew.loop
         self._log = crew.log
         self._owner = owner
-        self._log_fd = log_fd
-        self._replaced: set[str] = set()  # ids of stuck workers that leave when their successors accept
+        self.replaced: set[str] = set()  # ids of stuck workers that leave when their successors accept
         self._samples: deque[tuple[float, Generation, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
         self._respawn = self._loop.call_at(self._loop.now(), lambda: None)
         self._tick()
@@ -58,13 +60,13 @@ class Upkeep:
         elif new is WorkerState.PROVEN and not self.held:
             worker.ask(WorkerEvent.ACCEPT_ASKED)
         elif new is WorkerState.ACCEPTING and old is WorkerState.ADMITTED:
-            worker.use_log(self._log_fd)
+            worker.use_log(self._owner.log_fd)
             self._log.info("worker accepting", worker=worker.id, pid=worker.pid)
             self._send_replaced()
 
     def buried(self, generation: Generation, worker: Worker) -> None:
         """A worker of the serving release is gone: make up for it, sooner or later."""
-        self._replaced.discard(worker.id)
+        self.replaced.discard(worker.id)
         if worker.failure:
             self._after_death(generation, worker)
         self.plan()
@@ -89,7 +91,7 @@ class Upkeep:
         if generation is None or not self._owner.may_plan():
             return
         now = self._loop.now()
-        members = [Member(w.number, w.state) for w in generation if w.id not in self._replaced]
+        members = [Member(w.number, w.state) for w in generation if w.id not in self.replaced]
         plan = fleet.plan(self.wanted, members, now, generation.backoff.not_before)
         for number in plan.retire:
             generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
@@ -104,9 +106,19 @@ class Upkeep:
             self._respawn.cancel()
             self._respawn = self._loop.call_at(plan.wake_at, self.plan)
 
+    def take_over(self) -> None:
+        """Workers of the serving release that another supervisor has left in the middle of something."""
+        for worker in self._staying():
+            if worker.state is WorkerState.READY:
+                worker.ask(WorkerEvent.PROBE_ASKED)
+            elif worker.state is WorkerState.PROVEN and not self.held:
+                worker.ask(WorkerEvent.ACCEPT_ASKED)
+        self.plan()
+
     def hold(self) -> None:
         """`quiesce all`: nobody accepts; new connections wait in the kernel's queue."""
         self.held = True
+        self._owner.save()
         for worker in self._staying():
             if worker.state not in COMING:
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
@@ -115,6 +127,7 @@ class Upkeep:
     def unhold(self) -> None:
         """`resume all`."""
         self.held = False
+        self._owner.save()
         for worker in self._staying():
             if worker.state in (WorkerState.PROVEN, WorkerState.READY):  # READY: brought up by `--force`
                 worker.ask(WorkerEvent.ACCEPT_ASKED)
@@ -173,16 +186,17 @@ class Upkeep:
         """One thread of its pool is stuck: a new worker takes its place, then its other requests finish."""
         serving = self._owner.serving
         mine = serving is not None and serving.workers.get(worker.number) is worker
-        if not mine or worker.id in self._replaced or worker.state is WorkerState.DRAINING:
+        if not mine or worker.id in self.replaced or worker.state is WorkerState.DRAINING:
             return
         self._log.warning("worker is replaced", worker=worker.id, pid=worker.pid, reason=why)
-        self._replaced.add(worker.id)
+        self.replaced.add(worker.id)
+        self._owner.save()
         self.plan()
 
     def _send_replaced(self) -> None:
         """Successors accept: those that they replace may go."""
         serving = self._owner.serving
-        stuck = [worker for worker in serving or () if worker.id in self._replaced]
+        stuck = [worker for worker in serving or () if worker.id in self.replaced]
         if serving is not None and serving.accepting() >= self.wanted + len(stuck):
             for worker in stuck:
                 worker.ask(WorkerEvent.DRAIN_ASKED)

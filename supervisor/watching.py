@@ -33,6 +33,7 @@ class Watch(NamedTuple):
     progress: Progress
     decided: Callable[[Ended], None]
     finished: Callable[[], None]  # the old generation is gone, too
+    request: str = ""  # the id under which the command asks again, if its supervisor dies
 
 
 #: Nobody waits.

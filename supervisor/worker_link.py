@@ -7,21 +7,32 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from quiesce.shared import messages as msg
-from quiesce.shared.channel import Channel
+from quiesce.shared.channel import Channel, Incoming
 from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import FdPassingError, IllegalTransition, PeerClosed, ProtocolError
 from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.fdpass import close_all
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
+from quiesce.supervisor import fdnames
 from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.core import adoption
 from quiesce.supervisor.core.exits import Ended, describe
-from quiesce.supervisor.core.lifecycle import COMING, Action, Event, State, said_by_worker, step
+from quiesce.supervisor.core.lifecycle import (
+    COMING,
+    GOING,
+    Action,
+    Event,
+    State,
+    Step,
+    said_by_worker,
+    step,
+)
 from quiesce.supervisor.core.probe_reply import Verdict
+from quiesce.supervisor.core.snapshot import WorkerRecord
 from quiesce.supervisor.health import HealthRule, Prober
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import READ, WRITE, Loop
-from quiesce.supervisor.spawn import Spawned
 
 QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` in this time is killed
 ANSWER_S = 5.0  # for words whose lateness costs nothing
@@ -43,6 +54,24 @@ class Terms(NamedTuple):
         return self.configure.start_timeout_s
 
 
+class Parts(NamedTuple):
+    """Our side of a worker process.  The :class:`Worker` owns all of it."""
+
+    key: str  # 16 hex digits, never used again: the names in the descriptor store
+    pid: int  # for people; signals go through the pidfd
+    pidfd: int  # -1: it is gone already
+    channel: Channel | None  # None: it has hung up
+    capture: Capture | None  # what it writes while on trial
+
+
+class Keeping(Protocol):
+    """What a worker uses of the descriptor store."""
+
+    def put(self, name: str, fd: int) -> None: ...
+    def drop(self, name: str) -> None: ...
+    def sync(self, then: Callable[[bool], None]) -> None: ...
+
+
 class House(Protocol):
     """What a worker uses of the supervisor's."""
 
@@ -50,6 +79,11 @@ class House(Protocol):
     log: Log
     listeners: Listeners
     scoreboard: Scoreboard
+
+    @property
+    def store(self) -> Keeping: ...
+    def save(self) -> None:
+        """Write down what is now wanted, before it is done."""
 
 
 _WORDS: dict[type, Event] = {
@@ -71,17 +105,18 @@ class Worker:
     def __init__(
         self,
         house: House,
-        spawned: Spawned,
-        channel: Channel,
-        capture: Capture,
+        parts: Parts,
         slot: int,
         number: int,
         terms: Terms,
+        record: WorkerRecord | None = None,
     ) -> None:
+        """A worker that was just spawned, or with ``record`` one that another supervisor has left."""
         self.id = terms.configure.worker
         self.release_id = terms.configure.release
         self.number = number
-        self.pid = spawned.pid
+        self.key = parts.key
+        self.pid = parts.pid
         self.slot = slot
         self.state = State.SPAWNED
         self.since = house.loop.now()
@@ -94,22 +129,118 @@ class Worker:
         self.connections_cut = 0
         self._house = house
         self._terms = terms
-        self._channel = channel
-        self._capture: Capture | None = capture
+        self._channel = parts.channel
+        self._capture = parts.capture
         self._on_trial = True  # its output goes to the capture, and its last lines are evidence
-        self._pidfd = spawned.pidfd
+        self._pidfd = parts.pidfd
         self._timer: Timer | None = None
+        self._deadline: float | None = None
         self._waited_since = self.since
         self._prober: Prober | None = None
-        self._channel_open = True
         self._asked_to_leave = False
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
-        house.loop.watch(channel.fileno(), self._on_channel)
-        house.loop.watch(spawned.pidfd, self._on_exit)
-        self._arm(terms.start_timeout_s)
+        self._identify: int | None = None  # the `identify` that it has not answered yet
+        if self._channel is not None:
+            house.loop.watch(self._channel.fileno(), self._on_channel)
+        if self._pidfd >= 0:
+            house.loop.watch(self._pidfd, self._on_exit)
+        if record is None:
+            self._keep()
+            self._arm(terms.start_timeout_s)
+        else:
+            self._recall(record)
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} {self.state.value} pid={self.pid}>"
+
+    # -- surviving the supervisor --------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Put what the next supervisor needs into the descriptor store; `configure` waits for that."""
+        store = self._house.store
+        if self._channel is not None:
+            store.put(fdnames.channel(self.key), self._channel.fileno())
+        if self._pidfd >= 0:
+            store.put(fdnames.pidfd(self.key), self._pidfd)
+        if self._capture is not None:
+            store.put(fdnames.output(self.key), self._capture.cursor)
+
+    def record(self) -> WorkerRecord:
+        """What the next supervisor must know of it."""
+        return WorkerRecord(
+            key=self.key,
+            number=self.number,
+            pid=self.pid,
+            slot=self.slot,
+            state=self.state.value,
+            since=self.since,
+            waited_since=self._waited_since,
+            deadline=self._deadline,
+            accepting_since=self.accepting_since,
+            threads=self.threads,
+            interface=self.interface,
+            on_trial=self._on_trial,
+            asked_to_leave=self._asked_to_leave,
+            failure=self.failure,
+            detail=self.detail,
+            cut=self.connections_cut,
+        )
+
+    def _recall(self, record: WorkerRecord) -> None:
+        self.state = State(record.state)
+        self.since, self.accepting_since = record.since, record.accepting_since
+        self.threads, self.interface = record.threads, record.interface
+        self.failure, self.detail = record.failure, record.detail
+        self.connections_cut = record.cut
+        self._on_trial = record.on_trial
+        self._deadline, self._waited_since = record.deadline, record.waited_since
+        self._asked_to_leave = record.asked_to_leave
+
+    def take_over(self) -> None:
+        """Begin with a worker that another supervisor has left: ask who it is, do again what that one did last.
+
+        May end its life at once: call it when its watcher is set.
+        """
+        if self._pidfd < 0:
+            self._gone(Ended())
+            return
+        if self._channel is None:
+            self._cut_in = self._cut_in or self.state
+            self._handle(Event.CHANNEL_LOST)
+            return
+        self._keep()
+        self._identify = self._tell(msg.Identify())
+        self._step(adoption.at_once(self.state))
+
+    def _on_identity(self, hello: msg.Hello) -> None:
+        """The answer to `identify`: now the worker and our books agree again."""
+        self._identify = None
+        named = hello.worker
+        if named and (named, hello.release) != (self.id, self.release_id):
+            self.fail(f"worker {self.id} says that it is {named}, and was killed")
+            return
+        if hello.interface:
+            self.interface, self.threads = hello.interface, hello.threads
+        before = self.state
+        self._step(adoption.identified(self.state, hello.state, configured=bool(named)))
+        self._house.log.info(
+            "worker adopted",
+            worker=self.id,
+            pid=self.pid,
+            says=hello.state,
+            was=before.value,
+            now=self.state.value,
+        )
+
+    def _on_stale(self, message: msg.Message) -> None:
+        """Said to the last supervisor: of that only what no `hello` repeats is worth anything."""
+        if isinstance(message, msg.Failed):
+            self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
+            self._handle(Event.SAID_FAILED)
+        elif isinstance(message, msg.Ready):
+            self.interface, self.threads = message.interface, message.threads
+        elif isinstance(message, msg.Drained):
+            self.connections_cut = message.cut
 
     # -- what others ask of it ----------------------------------------------------------
 
@@ -136,7 +267,17 @@ class Worker:
         self._on_trial = False
         self.copy_output()
         # What it writes until it has read this still goes into the capture, so that is kept.
+        self._house.save()
         self._send(msg.UseLog(), (fd,))
+
+    def use_log_again(self, fd: int) -> None:
+        """The log is another descriptor now: it was re-opened, or this supervisor has one of its own."""
+        if not self._on_trial and self.state not in GOING:
+            self._send(msg.UseLog(), (fd,))
+
+    def tell(self, message: msg.Message, fds: Sequence[int] = ()) -> None:
+        """Say something that is no order of its lifecycle (`listen`, `unlisten`)."""
+        self._send(message, fds)
 
     def copy_output(self) -> None:
         """Bring what it wrote into the log."""
@@ -163,16 +304,26 @@ class Worker:
         if events & WRITE:
             self._flush()
         try:
-            while self._channel_open and (incoming := self._channel.receive()) is not None:
+            while self._channel is not None and (incoming := self._channel.receive()) is not None:
                 close_all(incoming.fds)  # a worker has no descriptor to give us
-                self._on_message(incoming.message)
+                self._on_incoming(incoming)
         except PeerClosed:
             self._channel_lost()
         except (ProtocolError, FdPassingError) as exc:
             self._house.log.error("worker talks nonsense", worker=self.id, pid=self.pid, error=str(exc))
             self._channel_lost()
 
+    def _on_incoming(self, incoming: Incoming) -> None:
+        if self._identify is None:
+            self._on_message(incoming.message)
+        elif isinstance(incoming.message, msg.Hello) and incoming.re == self._identify:
+            self._on_identity(incoming.message)
+        else:
+            self._on_stale(incoming.message)
+
     def _flush(self) -> None:
+        if self._channel is None:
+            return
         try:
             self._channel.flush()
             self._watch_channel()
@@ -203,7 +354,7 @@ class Worker:
         self._handle(event)
 
     def _channel_lost(self) -> None:
-        if not self._channel_open:
+        if self._channel is None:
             return
         self._close_channel()
         self._cut_in = self._cut_in or self.state
@@ -216,19 +367,25 @@ class Worker:
             info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         except ChildProcessError:
             info = None  # not our child (adopted): nobody can know how
+        self._gone(_ended(info))
+
+    def _gone(self, how: Ended) -> None:
         # What it said just before it died may still lie in the channel.
-        if self._channel_open:
+        if self._channel is not None:
             self._on_channel(READ)
         if not self._asked_to_leave and not self.failure:
-            self._lost(self._why_it_ended(_ended(info)))
+            self._lost(self._why_it_ended(how))
         self.copy_output()
         self._close_channel()
         if self._prober is not None:
             self._prober.cancel()
-        os.close(self._pidfd)
-        self._pidfd = -1
+        if self._pidfd >= 0:
+            self._house.store.drop(fdnames.pidfd(self.key))
+            os.close(self._pidfd)
+            self._pidfd = -1
         self._handle(Event.EXITED)
         if self._capture is not None:
+            self._house.store.drop(fdnames.output(self.key))
             self._capture.close()
             self._capture = None
 
@@ -296,22 +453,34 @@ class Worker:
     # -- transitions --------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
-        before = self.state
         try:
-            self.state, actions = step(before, event)
+            taken = step(self.state, event)
         except IllegalTransition as exc:
             if not said_by_worker(event) and event is not Event.CHANNEL_LOST:
                 raise
             self._house.log.warning("worker spoke out of turn", worker=self.id, error=str(exc))
             return
+        self._step(taken)
+
+    def _step(self, taken: Step) -> None:
+        before = self.state
+        self.state, actions = taken
         if self.state is State.ACCEPTING and self.accepting_since is None:
             self.accepting_since = self._house.loop.now()
+        if self.state is not before:
+            self._house.save()
         for action in actions:
             _PERFORM[action](self)
         if self.state is not before:
             self.watcher(self, before, self.state)
 
     def _configure(self) -> None:
+        # Not before it is with the descriptor store: from here on it would serve, and nobody could adopt it.
+        self._house.store.sync(lambda kept: self._configure_now())
+
+    def _configure_now(self) -> None:
+        if self.state is not State.LOADING:
+            return
         self._send(msg.Listen(self._house.listeners.names()), self._house.listeners.fds())
         self._send(msg.UseScoreboard(self.slot), (self._house.scoreboard.fd,))
         self._send(self._terms.configure)
@@ -329,29 +498,36 @@ class Worker:
 
     def _send(self, message: msg.Message, fds: Sequence[int] = ()) -> bool:
         """Say it.  False: it will never be heard."""
-        if not self._channel_open:
-            return False
+        return self._tell(message, fds) is not None
+
+    def _tell(self, message: msg.Message, fds: Sequence[int] = ()) -> int | None:
+        """Say it, and return its number; None: it will never be heard."""
+        if self._channel is None:
+            return None
         try:
-            self._channel.send(message, fds)
+            seq = self._channel.send(message, fds)
             self._watch_channel()
         except PeerClosed:
-            return False  # as in _flush()
+            return None  # as in _flush()
         except (ProtocolError, FdPassingError) as exc:
             self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
             # Not from inside the step that sends: one event at a time.
             self._house.loop.call_soon(self._channel_lost)
-            return False
-        return True
+            return None
+        return seq
 
     def _watch_channel(self) -> None:
-        events = READ | WRITE if self._channel.wants_write else READ
-        self._house.loop.rewatch(self._channel.fileno(), events)
+        if self._channel is not None:
+            events = READ | WRITE if self._channel.wants_write else READ
+            self._house.loop.rewatch(self._channel.fileno(), events)
 
     def _close_channel(self) -> None:
-        if self._channel_open:
-            self._channel_open = False
-            self._house.loop.unwatch(self._channel.fileno())
-            self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            # The store's copy goes too: while it is open the worker sees no end of its channel.
+            self._house.store.drop(fdnames.channel(self.key))
+            self._house.loop.unwatch(channel.fileno())
+            channel.close()
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:
@@ -361,14 +537,32 @@ class Worker:
                 pass  # it is a zombie already; the reaper comes
 
     def _arm(self, seconds: float) -> None:
-        self._disarm()
         self._waited_since = self._house.loop.now()
-        self._timer = self._house.loop.call_at(self._waited_since + seconds, self._on_deadline)
+        self._arm_until(self._waited_since + seconds)
+
+    def _arm_until(self, when: float) -> None:
+        self._disarm()
+        self._deadline = when
+        self._timer = self._house.loop.call_at(when, self._on_deadline)
+
+    def _arm_rest(self, seconds: float) -> None:
+        """Go on with the deadline that another supervisor has set, or begin one."""
+        if self._deadline is None:
+            self._arm(seconds)
+        else:
+            self._arm_until(self._deadline)
 
     def _disarm(self) -> None:
+        self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _send_drain_rest(self) -> None:
+        rest = self._terms.drain_timeout_s
+        if self._deadline is not None:
+            rest = max(0.0, self._deadline - DRAIN_GRACE_S - self._house.loop.now())
+        self._send(msg.Drain(rest))
 
     def _arm_answer(self) -> None:
         self._arm(QUIESCE_ANSWER_S if self.state is State.QUIESCING else ANSWER_S)
@@ -384,12 +578,15 @@ _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.SEND_RESUME: lambda w: w._send(msg.Resume()),
     Action.SEND_DRAIN: lambda w: w._send(msg.Drain(w._terms.drain_timeout_s)),
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
+    Action.SEND_DRAIN_REST: Worker._send_drain_rest,
     Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),
     Action.SIGTERM: lambda w: w._signal(signal.SIGTERM),
     Action.SIGKILL: lambda w: w._signal(signal.SIGKILL),
+    Action.ARM_START: lambda w: w._arm_rest(w._terms.start_timeout_s),
     Action.ARM_PROBE: lambda w: w._arm(w._terms.start_timeout_s),
     Action.ARM_ANSWER: Worker._arm_answer,
     Action.ARM_DRAIN: lambda w: w._arm(w._terms.drain_timeout_s + DRAIN_GRACE_S),
+    Action.ARM_DRAIN_REST: lambda w: w._arm_rest(w._terms.drain_timeout_s + DRAIN_GRACE_S),
     Action.ARM_EXIT: lambda w: w._arm(w._terms.configure.exit_timeout_s + EXIT_GRACE_S),
     Action.DISARM: Worker._disarm,
 }

@@ -61,13 +61,16 @@ class Action(Enum):
     SEND_RESUME = "send resume"
     SEND_DRAIN = "send drain"
     SEND_DRAIN_NOW = "send drain now"  # with no time at all: what is left is ended politely
+    SEND_DRAIN_REST = "send drain rest"  # the drain that a dead supervisor began, with the time that is left
     SEND_SHUTDOWN = "send shutdown"
     SIGTERM = "sigterm"
     SIGKILL = "sigkill"
     # each arms the worker's one deadline anew; DISARM clears it
+    ARM_START = "arm start"  # what is left of it, for a worker that is adopted
     ARM_PROBE = "arm probe"
     ARM_ANSWER = "arm answer"
     ARM_DRAIN = "arm drain"
+    ARM_DRAIN_REST = "arm drain rest"
     ARM_EXIT = "arm exit"
     DISARM = "disarm"
 
@@ -169,8 +172,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.SAID_FAILED: _FAILED,
         E.CHANNEL_LOST: _ORPHAN,
         E.EXITED: _REAPED,
-        # Resume, quiesce, resume in one breath: the answers to the last two come after the first.
-        **_still(S.ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED),
+        # Resume, quiesce, resume in one breath: the answers to the last two come after the first.  And an
+        # adopted worker may have been told to accept twice.
+        **_still(S.ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED, E.SAID_ACCEPTING),
     },
     S.QUIESCING: {
         E.SAID_QUIESCED: (S.QUIESCED, (A.DISARM,)),

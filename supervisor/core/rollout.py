@@ -40,6 +40,7 @@ class Event(Enum):
 
 
 class Action(Enum):
+    SPAWN_MISSING = "spawn missing"  # only for a rollout that is taken over: see core/adoption.py
     PROBE_NEW = "probe new"
     ADMIT_NEW = "admit new"
     HUSH_OLD = "hush old"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quiesce.shared.errors import IllegalTransition
+from quiesce.supervisor.core import adoption
 from quiesce.supervisor.core.lifecycle import (
     COMING,
     GOING,
@@ -82,7 +83,10 @@ def test_every_row_leads_to_a_state_by_known_actions() -> None:
 
 
 def test_every_action_and_event_is_used() -> None:
-    assert {action for *_, actions in ROWS for action in actions} == set(Action)
+    taking_over = [*adoption.AT_ONCE.values()]
+    taking_over += [step for rows in adoption.IDENTIFIED.values() for step in rows.values()]
+    used = {action for *_, actions in ROWS for action in actions}
+    assert used | {action for _, actions in taking_over for action in actions} == set(Action)
     assert {event for _, event, *_ in ROWS} == set(Event)
 
 

@@ -23,8 +23,33 @@ from quiesce.supervisor.core.lifecycle import Event, State
 from quiesce.supervisor.health import health_rule
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
-from quiesce.supervisor.spawn import Spawned
-from quiesce.supervisor.worker_link import Terms, Worker
+from quiesce.supervisor.worker_link import Parts, Terms, Worker
+
+
+class Store:
+    """A descriptor store that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.waits = False
+        self.waiting: list[Callable[[bool], None]] = []
+
+    def put(self, name: str, fd: int) -> None:
+        os.fstat(fd)  # open, or the next supervisor gets nothing
+        self.names.append(name)
+
+    def drop(self, name: str) -> None:
+        self.names.remove(name)
+
+    def sync(self, then: Callable[[bool], None]) -> None:
+        self.waiting.append(then)
+        if not self.waits:
+            self.answer()
+
+    def answer(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for then in waiting:
+            then(True)
 
 
 class Stage:
@@ -44,13 +69,26 @@ class Stage:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"], stdin=subprocess.PIPE
         )
-        spawned = Spawned(self.process.pid, os.pidfd_open(self.process.pid))
+        self.store = Store()
+        self.saved: list[str] = []
+        parts = Parts(
+            "0" * 16,
+            self.process.pid,
+            os.pidfd_open(self.process.pid),
+            Channel(ours, max_fds=0),
+            self.capture,
+        )
         configure = msg.Configure("shop", "r1", "", "r1/1", "shop", "auto", "/", 1, start_timeout_s, 1.0)
         terms = Terms(configure, health_rule("/healthz", "h", {}, 1, ()), 5.0)
-        self.worker = Worker(self, spawned, Channel(ours, max_fds=0), self.capture, 3, 1, terms)
+        self.terms = terms
+        self.worker = Worker(self, parts, 3, 1, terms)
         self.seen: list[State] = []
         self.worker.watcher = lambda worker, old, new: self.seen.append(new)
         self.channel = Channel(theirs)
+
+    def save(self) -> None:
+        """As the crew does: written down before it is done."""
+        self.saved.append(self.worker.state.value if hasattr(self, "worker") else "")
 
     def until(self, fact: Callable[[], Any]) -> None:
         """Turn the loop until something is so."""
@@ -269,3 +307,149 @@ def test_probe_speaks_http_over_a_socket_that_is_passed(stage: Stage) -> None:
         stage.worker.failure
         == "health probe of worker r1/1 failed: GET /healthz answered 503 Service Unavailable"
     )
+
+
+# -- surviving the supervisor ------------------------------------------------------------------
+
+
+def test_configure_waits_until_the_descriptor_store_has_it(stage: Stage) -> None:
+    stage.store.waits = True
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    assert stage.store.names == [f"quiesce.{kind}.{'0' * 16}" for kind in "wpo"]
+    assert stage.heard() == [], "nobody could adopt it yet"
+    stage.store.answer()
+    assert stage.heard() == ["listen", "scoreboard", "configure"]
+
+
+def test_each_state_is_written_down_before_its_orders_go_out(stage: Stage) -> None:
+    heard: list[list[str]] = []
+    stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    stage.heard()
+    stage.save = lambda: heard.append(stage.heard())  # type: ignore[method-assign]
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    assert heard == [[]] and stage.heard() == ["accept"]
+    stage.save = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_dead_worker_leaves_nothing_in_the_store(stage: Stage) -> None:
+    stage.up()
+    stage.end_process()
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.store.names == []
+
+
+class Successor(Stage):
+    """The same process and the same ends of its socket, in the hands of another supervisor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered: list[str] = []
+
+    def die(self, state: State) -> None:
+        """The first supervisor is gone, without a word; the next one begins."""
+        old, record = self.worker, self.worker.record()
+        channel, pidfd = old._channel, old._pidfd
+        assert channel is not None and old._capture is not None
+        for fd in (channel.fileno(), pidfd):
+            self.loop.unwatch(fd)
+        wire, pidfd = os.dup(channel.fileno()), os.dup(pidfd)
+        channel.close()
+        os.close(old._pidfd)
+        old._disarm()
+        record.state = state.value
+        again = Channel(socket.socket(fileno=wire), max_fds=0, first_seq=1 << 40)
+        capture = Capture.adopt(os.dup(self.capture.cursor))
+        self.capture.close()
+        self.capture = capture
+        self.store.names.clear()
+        self.worker = Worker(self, Parts("0" * 16, old.pid, pidfd, again, capture), 3, 1, self.terms, record)
+        self.worker.watcher = lambda worker, before, new: self.seen.append(new)
+        self.worker.take_over()
+
+    def identify(self) -> int:
+        incoming = self.channel.receive()
+        assert incoming is not None and isinstance(incoming.message, msg.Identify)
+        assert incoming.seq > 1 << 40, "a number that the last supervisor may have used"
+        return incoming.seq
+
+    def answer(self, re: int, state: str, worker: str = "r1/1", release: str = "r1") -> None:
+        hello = msg.Hello(1, 1, "0", "3", 1, worker, release, state, "wsgi", 4)
+        self.channel.send(hello, re=re)
+
+
+@pytest.fixture
+def successor() -> Iterator[Successor]:
+    before = len(os.listdir("/proc/self/fd"))
+    it = Successor()
+    yield it
+    it.close()
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"
+
+
+def test_an_adopted_worker_is_asked_who_it_is_and_serves_on(successor: Successor) -> None:
+    successor.up()
+    successor.die(State.ACCEPTING)
+    successor.answer(successor.identify(), "accepting")
+    successor.until(lambda: "worker adopted" in successor.text())
+    assert successor.worker.state is State.ACCEPTING and successor.worker.threads == 4
+    assert successor.heard() == []
+
+
+def test_what_was_said_to_the_last_supervisor_is_stale(successor: Successor) -> None:
+    successor.up()
+    successor.channel.send(msg.Quiesced(0))  # on its way when that one died
+    successor.die(State.QUIESCING)
+    seq = successor.identify()
+    successor.channel.send(msg.Accepting())
+    successor.answer(seq, "accepting")
+    successor.until(lambda: "worker adopted" in successor.text())
+    assert successor.worker.state is State.QUIESCING
+    assert successor.heard() == ["quiesce"], "the order is given again"
+
+
+def test_an_order_that_never_arrived_is_given_again(successor: Successor) -> None:
+    successor.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    successor.say(msg.Ready("wsgi"), State.READY)
+    successor.heard()
+    successor.die(State.ADMITTED)
+    successor.answer(successor.identify(), "ready")
+    successor.until(lambda: "worker adopted" in successor.text())
+    assert successor.heard() == ["accept"]
+    successor.say(msg.Accepting(), State.ACCEPTING)
+
+
+def test_a_failure_that_the_last_supervisor_did_not_read_is_the_reason(successor: Successor) -> None:
+    successor.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
+    successor.channel.send(msg.Failed("module 'shop' needs 'stripe'", "Traceback"))
+    successor.die(State.LOADING)
+    successor.until(lambda: successor.worker.state is State.LEAVING)
+    assert successor.worker.failure == "module 'shop' needs 'stripe'"
+
+
+def test_a_worker_that_claims_another_name_is_not_adopted(successor: Successor) -> None:
+    successor.up()
+    successor.die(State.ACCEPTING)
+    successor.answer(successor.identify(), "accepting", worker="r7/9")
+    successor.until(lambda: successor.worker.state is State.REAPED)
+    assert "r7/9" in successor.worker.failure
+
+
+def test_an_answer_to_another_question_identifies_nobody(successor: Successor) -> None:
+    successor.up()
+    successor.die(State.ACCEPTING)
+    seq = successor.identify()
+    successor.answer(seq - 1, "draining")
+    successor.answer(seq, "accepting")
+    successor.until(lambda: "worker adopted" in successor.text())
+    assert successor.worker.state is State.ACCEPTING
+
+
+def test_a_worker_that_died_in_between_is_reported_lost(successor: Successor) -> None:
+    successor.up()
+    record = successor.worker.record()
+    lost = Worker(successor, Parts("1" * 16, 1, -1, None, None), 4, 2, successor.terms, record)
+    states: list[State] = []
+    lost.watcher = lambda worker, old, new: states.append(new)
+    lost.take_over()
+    assert states == [State.REAPED] and "ended" in lost.failure

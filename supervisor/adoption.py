@@ -1,0 +1,194 @@
+"""Go on where another supervisor has stopped: what it left becomes a running service again.
+
+It was killed, or it has replaced its own code (`reexec`).  Its workers have gone on serving and saw nothing of
+it, because the other ends of their channels lie in the descriptor store.  Everything is found by name, the
+order in which a manager passes descriptors means nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from quiesce.shared.errors import ConfigError, ProtocolError
+from quiesce.shared.logs import Log
+from quiesce.shared.scoreboard import Scoreboard
+from quiesce.supervisor import fdnames
+from quiesce.supervisor.config import Loaded, Settings
+from quiesce.supervisor.core.releases import Release
+from quiesce.supervisor.core.snapshot import Snapshot, SnapshotError, decode
+from quiesce.supervisor.crew import Recipe
+from quiesce.supervisor.recipes import recipe
+from quiesce.supervisor.rollouts import Plan, RolloutRun
+from quiesce.supervisor.service import Service
+from quiesce.supervisor.settings_state import settings_from_json
+from quiesce.supervisor.state_store import StateStore
+from quiesce.supervisor.watching import SILENT, Stopping, Watch
+
+
+class Inheritance:
+    """What lies in the descriptor store: descriptors by name, and the state that tells what they mean.  Owns them.
+
+    ``snapshot`` is None where there is nobody to take over from: a first start.
+    """
+
+    def __init__(self, passed: list[tuple[str, int]]) -> None:
+        """``passed``: everything that we were given; what is not ours stays in ``sockets``."""
+        self.sockets: list[tuple[str, int]] = []  # of socket units, for fd://NAME
+        self.kept: dict[str, int] = {}
+        for name, fd in passed:
+            if not fdnames.is_ours(name):
+                self.sockets.append((name, fd))
+            elif name in self.kept:
+                os.close(fd)  # the same descriptor stored twice
+            else:
+                self.kept[name] = fd
+        self.problem = ""  # why the state that is there is of no use
+        self.memory: StateStore | None = None
+        self.snapshot = self._read_state()
+
+    def _read_state(self) -> Snapshot | None:
+        fd = self.take(fdnames.STATE)
+        if fd is None:
+            return None
+        self.memory, payload = StateStore.adopt(fd)
+        if payload is None:
+            return None  # it was killed before it had anything to write down
+        try:
+            return decode(payload)
+        except SnapshotError as exc:
+            self.problem = str(exc)
+            return None
+
+    @property
+    def goes_on(self) -> bool:
+        """Is there a service that runs?"""
+        return self.snapshot is not None and not self.snapshot.stopped
+
+    def take(self, name: str) -> int | None:
+        """The descriptor of this name; the caller owns it from now on."""
+        return self.kept.pop(name, None)
+
+    def scoreboard(self, log: Log) -> Scoreboard | None:
+        """The workers' scoreboard, if it can be used."""
+        fd = self.take(fdnames.SCOREBOARD)
+        if fd is None or not self.goes_on:
+            if fd is not None:
+                os.close(fd)
+            return None
+        try:
+            return Scoreboard.attach(fd)
+        except ProtocolError as exc:
+            log.error("the scoreboard that was left cannot be used; counters begin anew", error=str(exc))
+            return None
+
+    def rest(self) -> dict[str, int]:
+        """What nobody has taken, to be closed and removed from the store; workers behind it see their channel end."""
+        rest, self.kept = self.kept, {}
+        return rest
+
+    def close(self) -> None:
+        for fd in self.rest().values():
+            os.close(fd)
+        for _, fd in self.sockets:
+            os.close(fd)
+        self.sockets = []
+
+
+def settings_in_force(snapshot: Snapshot, fresh: Loaded | ConfigError) -> Loaded:
+    """The configuration that a running service goes on with: what was in force, and not what the file says by now.
+
+    Values of ``env`` are in no state: they are read again.  If the file cannot be read any more, the
+    service goes on without them until it can.
+    """
+    env = fresh.settings.service.env if isinstance(fresh, Loaded) else {}
+    settings = settings_from_json(snapshot.settings[snapshot.in_force], env)
+    if isinstance(fresh, Loaded):
+        return replace(fresh, settings=settings, cwd=snapshot.cwd)
+    return Loaded(settings, {}, snapshot.config_file, cwd=snapshot.cwd)
+
+
+class Adoption:
+    """Fills a new service from a snapshot."""
+
+    def __init__(self, service: Service, snapshot: Snapshot, kept: dict[str, int]) -> None:
+        """``kept``: descriptors by name; what belongs to a worker that is known is taken out."""
+        self._service = service
+        self._snapshot = snapshot
+        self._kept = kept
+        env = service.settings.service.env
+        self._settings = [settings_from_json(item, env) for item in snapshot.settings]
+        self._settings[snapshot.in_force] = service.settings
+
+    def recall(self, start: Watch) -> None:
+        """Put everything in its place; nobody is talked to yet.
+
+        Args:
+            start: Waits for a cold start that is not decided.
+        """
+        service, snapshot = self._service, self._snapshot
+        service.started_at = snapshot.started_at
+        service.ids = [*service.ids, *snapshot.ids]
+        service.notices = list(snapshot.notices)
+        service.last_cut = snapshot.last_cut
+        service.candidates = [Release.from_json(item) for item in snapshot.candidates]
+        service.upkeep.wanted, service.upkeep.held = snapshot.wanted, snapshot.held
+        service.upkeep.replaced.update(snapshot.replaced)
+        generations = [
+            service.crew.recall(record, self._recipe(record.settings, record.release), self._kept)
+            for record in snapshot.generations
+        ]
+        service.crew.recall_counters(snapshot.buried, snapshot.next_numbers)
+        if snapshot.serving is not None:
+            service.serving = generations[snapshot.serving]
+        for record in snapshot.runs:
+            plan = Plan(record.command, record.wanted, record.bake_s, record.max_error_rate, record.gate)
+            old = generations[record.old] if record.old is not None else None
+            watch = (
+                service.start_watch(start) if record.command == "start" and not record.reported else SILENT
+            )
+            run = RolloutRun(
+                service.crew,
+                service,
+                plan,
+                replace(service.loaded, settings=self._settings[record.settings]),
+                watch,
+                generations[record.new],
+                old,
+                record.uid,
+            )
+            run.recall(record)
+            service.runs.append(run)
+
+    def _recipe(self, settings: int, release: Mapping[str, str]) -> Recipe:
+        chosen, made_for = self._settings[settings], Release.from_json(release)
+        try:
+            return recipe(chosen, made_for)
+        except ConfigError as exc:
+            # The workers that run are not touched by that; new ones cannot be made as they were.
+            why = f"no worker of {made_for.id} can be started at present: {exc}"
+            self._service.notice(why)
+            return recipe(_plain(chosen), made_for)._replace(broken=why)
+
+    def take_over(self) -> None:
+        """Talk to the workers, and do again what was being done."""
+        service = self._service
+        service.crew.take_over()
+        for worker in service.crew:
+            worker.use_log_again(service.log_fd)
+        for run in list(service.runs):
+            if run.begun or not run.deciding:
+                run.take_over()
+            else:
+                service.begin(run)
+        service.upkeep.take_over()
+        stopping = Stopping(self._snapshot.stopping)
+        if stopping is not Stopping.NO:
+            service.stop(now=stopping is Stopping.FAST)
+
+
+def _plain(settings: Settings) -> Settings:
+    """Without what is looked up outside the configuration."""
+    import msgspec
+
+    service = msgspec.structs.replace(settings.service, user="", group="", env_files=())
+    return msgspec.structs.replace(settings, service=service)

@@ -1,0 +1,70 @@
+"""What this supervisor keeps for the next one: its state, put together from all who have a part in it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import quiesce
+from quiesce.shared.errors import QuiesceError
+from quiesce.shared.logs import Log
+from quiesce.supervisor.config import Settings
+from quiesce.supervisor.core.snapshot import Snapshot, encode
+from quiesce.supervisor.settings_state import settings_to_json
+from quiesce.supervisor.state_store import StateStore
+
+Part = Callable[[Snapshot], None]
+
+
+class Memory:
+    """Writes the state down whenever somebody is about to act on a change of it.  Owns ``store``."""
+
+    def __init__(self, store: StateStore, log: Log, name: str) -> None:
+        self.store = store
+        self._log = log
+        self._name = name
+        self._parts: list[Part] = []
+        self._open = False
+        self._saving: list[Settings] = []
+        self._as_json: dict[int, tuple[Settings, dict[str, Any]]] = {}  # by id(): settings do not change
+
+    def add(self, part: Part) -> None:
+        """This fills in its part of each state."""
+        self._parts.append(part)
+
+    def open(self) -> None:
+        """Everything is in its place, from now on it is written down.  (Half a state would be worse than the last.)"""
+        self._open = True
+        self.save()
+
+    def save(self) -> None:
+        """Write down how things are; before the action that makes them so."""
+        if not self._open:
+            return
+        self._saving = []
+        snapshot = Snapshot(self._name, version=quiesce.__version__)
+        for part in self._parts:
+            part(snapshot)
+        snapshot.settings = [self._json(settings) for settings in self._saving]
+        try:
+            self.store.write(encode(snapshot))
+        except (QuiesceError, OSError) as exc:
+            self._log.error("cannot write the state down", error=str(exc))
+
+    def index(self, settings: Settings) -> int:
+        """Where these settings stand in the state that is being written."""
+        for number, known in enumerate(self._saving):
+            if known is settings:
+                return number
+        self._saving.append(settings)
+        return len(self._saving) - 1
+
+    def _json(self, settings: Settings) -> dict[str, Any]:
+        known = self._as_json.get(id(settings))
+        if known is None or known[0] is not settings:
+            if len(self._as_json) > 16:
+                self._as_json.clear()
+            known = self._as_json[id(settings)] = settings, settings_to_json(settings)
+        return known[1]
+
+    def close(self) -> None:
+        self._open = False
+        self.store.close()
