@@ -5,7 +5,7 @@
 
 It speaks systemd's protocol downwards (sd_notify(3), sd_listen_fds(3)), so a supervisor has one
 way of surviving its own death.  It is the process that must not die: one file, no package, four
-modules of the standard library, about 7 MB.  It decides nothing about the service.
+modules of the standard library, 5 to 9 MB.  It decides nothing about the service.
 
 The second form takes over a supervisor that runs already, after its keeper was killed; it is no
 child of this process, so its end is seen by pidfd and its exit status is what it said itself.
@@ -669,7 +669,7 @@ def _signal_name(exit_code: int | None) -> str | None:
     if exit_code is None or exit_code >= 0:
         return None
     names = (name for name, value in vars(_signal).items() if value == -exit_code and name[:3] == "SIG")
-    return next((name for name in names if "_" not in name), str(-exit_code))
+    return min((name for name in names if "_" not in name), default=str(-exit_code))  # SIGABRT, not SIGIOT
 
 
 def main(argv: list[str]) -> int:
