@@ -552,3 +552,43 @@ def test_a_new_supervisor_on_an_old_channel_repeats_no_number(raw: tuple[socket.
         numbers.append(incoming.seq)
     assert numbers == [1, 2, 3, (1 << 32) + 1]
     second.close()
+
+
+def test_what_is_queued_can_be_forgotten_and_there_is_room_again(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    fill(ours)
+    while not ours.is_full:
+        ours.send(Quiesce())
+    with pytest.raises(ProtocolError, match="unread"):
+        ours.send(Quiesce())
+    ours.forget()
+    assert not ours.is_full and not ours.wants_write
+    number = ours.send(Accept())
+    heard = drain(theirs)
+    ours.flush()
+    heard += drain(theirs)
+    assert ours.seq == number and isinstance(heard[-1], Accept)
+    assert not any(isinstance(message, Quiesce) for message in heard)
+
+
+def test_a_packet_that_can_never_go_does_not_hold_up_the_others() -> None:
+    """Left where it is, it would make the loop turn for ever: the socket is writable."""
+    sock, other = make_pair()
+    ours, theirs = Channel(sock), Channel(other)
+    fill(ours)
+    ours.send(BULKY)
+    ours.send(Accept())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    messages: list[Message] = []
+    for _ in range(1000):
+        messages += drain(theirs)
+        try:
+            ours.flush()
+        except ProtocolError as exc:
+            assert "larger than the socket's send buffer" in str(exc)
+        if not ours.wants_write:
+            break
+    messages += drain(theirs)
+    assert messages[-1] == Accept() and isinstance(messages[-1], Accept)
+    ours.close()
+    theirs.close()

@@ -133,6 +133,25 @@ class FakeSupervisor:
             return
         raise AssertionError(f"{incoming} instead of EOF")
 
+    def take_over(self, first_seq: int = 1 << 32) -> None:
+        """Be another supervisor, on the same channel: this one died, and its end lay in a descriptor store."""
+        ours = socket.socket(fileno=os.dup(self.channel.fileno()))
+        self.channel.close()
+        self.channel = Channel(ours, max_fds=0, first_seq=first_seq)
+
+    def identify(self) -> msg.Hello:
+        """Who the worker says it is.  What it had said before is stale, and skipped."""
+        asked = self.send(msg.Identify())
+        while (incoming := self.next()).re != asked:
+            pass
+        assert isinstance(incoming.message, msg.Hello)
+        return incoming.message
+
+    def raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Any bytes in a packet, as a supervisor of another version may send."""
+        with socket.socket(fileno=os.dup(self.channel.fileno())) as sock:
+            socket.send_fds(sock, [data], list(fds))
+
     # -- the worker's life ----------------------------------------------------------------
 
     def configure(self, app: str, **fields: Any) -> None:

@@ -437,6 +437,13 @@ def test_a_scoreboard_that_is_none_is_refused_in_words(site: Site) -> None:
         os.close(fd)
         supervisor.accept()
         assert "not a sealed scoreboard" in supervisor.output()
+        fds = len(os.listdir(f"/proc/{supervisor.process.pid}/fd"))
+        supervisor.send(msg.UseScoreboard(5000), [supervisor.board.fd])  # it is one, and has no such slot
+        supervisor.accept()
+        assert "slot 5000 is outside" in supervisor.output()
+        assert len(os.listdir(f"/proc/{supervisor.process.pid}/fd")) == fds
+        assert supervisor.get().status == 200
+        assert supervisor.board.slot(3)[Field.REQUESTS] == 1  # where it counted before
 
 
 def nofile(limit: int) -> Callable[[], None]:
