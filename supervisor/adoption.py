@@ -31,8 +31,14 @@ class Inheritance:
     ``snapshot`` is None where there is nobody to take over from: a first start.
     """
 
-    def __init__(self, passed: list[tuple[str, int]]) -> None:
-        """``passed``: everything that we were given; what is not ours stays in ``sockets``."""
+    def __init__(self, passed: list[tuple[str, int]], *, in_place: bool = False) -> None:
+        """Takes over.
+
+        Args:
+            passed: Everything that we were given; what is not ours stays in ``sockets``.
+            in_place: By ourselves, before we executed other code.
+        """
+        self.in_place = in_place
         self.sockets: list[tuple[str, int]] = []  # of socket units, for fd://NAME
         self.kept: dict[str, int] = {}
         for name, fd in passed:

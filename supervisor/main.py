@@ -1,6 +1,7 @@
 """Put a supervisor together, run it until it stops, take it apart again."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from quiesce.shared.logs import Log, journal_reads
 from quiesce.supervisor import fdnames, status
 from quiesce.supervisor.activation import take_kept_fds, take_listen_fds
 from quiesce.supervisor.adoption import Adoption, Inheritance, settings_in_force
+from quiesce.supervisor.changes import Changes
 from quiesce.supervisor.config import Loaded, Settings
 from quiesce.supervisor.control_protocol import Request
 from quiesce.supervisor.control_server import (
@@ -32,13 +34,15 @@ from quiesce.supervisor.crew import KEPT_PER_WORKER, close_on_exec_all
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
 from quiesce.supervisor.identity import group_id
+from quiesce.supervisor.launch import raise_file_limit, supervisor_command
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.logfile import LogFile
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.manager import Manager
 from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.notify import Notifier
-from quiesce.supervisor.operations import Operations
+from quiesce.supervisor.operations import Args, Operations
+from quiesce.supervisor.operations import Reply as ReplyTo
 from quiesce.supervisor.pidfile import (
     InstanceLock,
     LockedError,
@@ -48,13 +52,13 @@ from quiesce.supervisor.pidfile import (
     write_pidfile,
 )
 from quiesce.supervisor.places import Places
+from quiesce.supervisor.reexec import Reexec
 from quiesce.supervisor.service import Service
 from quiesce.supervisor.signals import Signals
 from quiesce.supervisor.starting import Mode, StartReport
 from quiesce.supervisor.state_store import StateStore
 from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Watch
 
-WANTED_FILES = 65536  # soft RLIMIT_NOFILE that is asked for, as far as the hard one allows
 STOP_NEWS_S = 1.0
 BEAT_S = 1.0
 EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
@@ -82,8 +86,8 @@ def serve(loaded: Loaded | ConfigError, places: Places | None, *, mode: Mode, re
     close_on_exec_all()
     manager = Manager.take(os.environ)
     try:
-        passed = [*take_listen_fds(os.environ, os.getpid()), *take_kept_fds(os.environ, os.getpid())]
-        legacy = Inheritance(passed)
+        kept = take_kept_fds(os.environ, os.getpid())
+        legacy = Inheritance([*take_listen_fds(os.environ, os.getpid()), *kept], in_place=bool(kept))
     except ConfigError as exc:
         return told.failed(Exit.USAGE, exc)
     except QuiesceError as exc:
@@ -165,7 +169,7 @@ class _Supervisor:
         self._accepts = False
         self._ended = False
         self._undo: list[Callable[[], None]] = []
-        _raise_file_limit()
+        raise_file_limit()
         self.loop = Loop()
         self._undo.append(self.loop.close)
         self._notifier = Notifier(manager.notify_socket, self.loop)
@@ -219,10 +223,25 @@ class _Supervisor:
                 self._store.drop(name)
                 os.close(fd)
         self._sockets, legacy.sockets = legacy.sockets, []
+        self._changes = Changes(self.service, self.operations, self._store, self._logfile, self._sockets)
+        self._reexec = self._make_reexec(legacy)
         self._signals = Signals(self.loop, self._signal_actions())
         self._undo.append(self._signals.close)
         self._title: Callable[[str], None] | None = None
         self._told_line = ""
+
+    def _make_reexec(self, legacy: Inheritance) -> Reexec:
+        came_by_it = self._snapshot is not None and legacy.in_place
+        return Reexec(
+            self.service,
+            self.operations,
+            self._store,
+            self._memory,
+            self._sockets,
+            lambda: dict(self._manager.environment),
+            lambda: self._notifier.reloading("replacing the supervisor's code"),
+            self._snapshot.reexec_from if came_by_it and self._snapshot else "",
+        )
 
     def _open_log(self, loaded: Loaded, legacy: Inheritance) -> LogFile:
         stored = legacy.take(fdnames.LOG)
@@ -318,6 +337,9 @@ class _Supervisor:
         if snapshot.accepts:
             self._told.spare()  # it was said before
             self._begin_to_accept()
+        if self._manager.keeper is not None:
+            # What starts after our death is what runs now, also if it is another Python than the last time.
+            self._notifier.send(QUIESCE_ARGV=json.dumps(supervisor_command(sys.argv[1:])))
         self._adoption.take_over()
         self._on_rollout()
 
@@ -430,8 +452,8 @@ class _Supervisor:
             signal.SIGTTIN: lambda: self._on_scale("SIGTTIN", 1),
             signal.SIGTTOU: lambda: self._on_scale("SIGTTOU", -1),
             signal.SIGWINCH: self._on_winch,
-            signal.SIGUSR1: lambda: self.log.warning("SIGUSR1: re-opening logs comes with a later version"),
-            signal.SIGUSR2: lambda: self.log.warning("SIGUSR2: `reexec` comes with a later version"),
+            signal.SIGUSR1: lambda: self._on_command("SIGUSR1", self._changes.reopen),
+            signal.SIGUSR2: lambda: self._on_command("SIGUSR2", self._reexec.reexec),
         }
 
     def _on_hup(self) -> None:
@@ -440,7 +462,7 @@ class _Supervisor:
             return
         if self.service.upkeep.held:
             self.log.info("SIGHUP: resuming")
-            self.service.upkeep.unhold()
+            self.service.upkeep.readmit()
             return
         self.log.info("SIGHUP: upgrading")
         try:
@@ -463,12 +485,19 @@ class _Supervisor:
         else:
             self.log.multiline("error", ended.text, ended.detail)
 
+    def _on_command(self, name: str, command: Callable[[Args, ReplyTo], None]) -> None:
+        """A signal that means a command; what it would have said goes into the log."""
+        try:
+            command({}, _LogReply(self.log, name))
+        except QuiesceError as exc:
+            self.log.warning(f"{name}: nothing was done", why=str(exc))
+
     def _on_scale(self, name: str, by: int) -> None:
         wanted = max(1, self.service.upkeep.wanted + by)
         self.log.info(name, workers=wanted)
         try:
             self.service.scale(wanted)
-        except Busy as exc:
+        except QuiesceError as exc:
             self.log.warning(f"{name} ignored", why=str(exc))
 
     def _on_winch(self) -> None:
@@ -527,6 +556,23 @@ class _Supervisor:
             undo()
 
 
+class _LogReply:
+    """Where a command that came as a signal says how it went."""
+
+    def __init__(self, log: Log, name: str) -> None:
+        self._log = log
+        self._name = name
+
+    def progress(self, text: str, **data: Any) -> None:
+        self._log.info(f"{self._name}: {text}")
+
+    def result(self, code: int, text: str, detail: str = "", data: dict[str, Any] | None = None) -> None:
+        if code == Exit.OK:
+            self._log.info(f"{self._name}: {text}")
+        else:
+            self._log.multiline("error", f"{self._name}: {text}", detail)
+
+
 class _Surprises:
     """Logs what a callback of ours raised, and goes on; gives up when it goes on for ever."""
 
@@ -559,14 +605,6 @@ def _inode(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return info.st_dev, info.st_ino
-
-
-def _raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as we may have.  Workers inherit it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _has_terminal() -> bool:

@@ -23,6 +23,7 @@ class Memory:
         self._name = name
         self._parts: list[Part] = []
         self._open = False
+        self.replacing = ""  # our version, while we execute another one in our place
         self._saving: list[Settings] = []
         self._as_json: dict[int, tuple[Settings, dict[str, Any]]] = {}  # by id(): settings do not change
 
@@ -41,6 +42,7 @@ class Memory:
             return
         self._saving = []
         snapshot = Snapshot(self._name, version=quiesce.__version__)
+        snapshot.reexec_from = self.replacing
         for part in self._parts:
             part(snapshot)
         snapshot.settings = [self._json(settings) for settings in self._saving]

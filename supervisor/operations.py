@@ -74,6 +74,11 @@ class Operations:
         """A command that is carried out elsewhere."""
         self._commands[command] = handler
 
+    @property
+    def again(self) -> bool:
+        """Was the request that is being handled begun by another supervisor?"""
+        return self._again
+
     def record(self, snapshot: Snapshot) -> None:
         """Our part of the state."""
         snapshot.answers = self._ledger.to_state()
@@ -314,7 +319,7 @@ class Operations:
         self._service.refuse_if_busy()
         what, workers = self._chosen(args)
         if what == "all":
-            self._service.upkeep.unhold()
+            self._service.upkeep.readmit()
         for worker in workers:
             worker.ask(WorkerEvent.RESUME_ASKED)
         self._answer_when(

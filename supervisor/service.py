@@ -153,11 +153,13 @@ class Service:
             return None
         recipe = recipe_for(loaded.settings, release)
         if again.settings.listen != self.settings.listen:
-            self.notice("the listeners of the configuration have changed: that takes a restart")
+            self.notice(
+                "the listeners of the configuration have changed: `quiesce reconfigure` opens and closes them"
+            )
         wanted = self.upkeep.wanted
         if again.settings.service.workers != self.settings.service.workers:
             wanted = again.settings.service.workers  # else `scale` stays in force
-        self._refuse_without_room(wanted)
+        self.refuse_without_room(wanted)
         self.ids.append(release.id)
         return self._roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
@@ -174,7 +176,7 @@ class Service:
         on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
-        self._refuse_without_room(self.upkeep.wanted)
+        self.refuse_without_room(self.upkeep.wanted)
         return self._roll_out("rollback", release, recipe, {}, watch)
 
     def start(self, watch: Watch) -> None:
@@ -235,7 +237,7 @@ class Service:
                 f"or end it with {ways}"
             )
 
-    def _refuse_without_room(self, more: int) -> None:
+    def refuse_without_room(self, more: int) -> None:
         """Refuse what the descriptor store could not keep: those workers would not survive us.
 
         Raises:
@@ -505,7 +507,7 @@ class Service:
             ConfigError: The descriptor store could not keep so many.
         """
         self.refuse_if_busy()
-        self._refuse_without_room(max(0, wanted - self.upkeep.wanted))
+        self.refuse_without_room(max(0, wanted - self.upkeep.wanted))
         self.upkeep.wanted = wanted
         self.save()
         self.upkeep.plan()

@@ -124,8 +124,13 @@ class Upkeep:
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
         self._owner.changed()
 
+    def readmit(self) -> None:
+        """`resume all`: the end of `quiesce all` and of `drain`."""
+        self._crew.scoreboard.unready = False
+        self.unhold()
+
     def unhold(self) -> None:
-        """`resume all`."""
+        """Let all accept that are not to be held any more."""
         self.held = False
         self._owner.save()
         for worker in self._staying():

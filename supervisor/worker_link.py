@@ -140,6 +140,9 @@ class Worker:
         self._asked_to_leave = False
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         self._identify: int | None = None  # the `identify` that it has not answered yet
+        self._asked: dict[
+            int, Callable[[Worker], None]
+        ] = {}  # others, by number, and who waits for the answer
         if self._channel is not None:
             house.loop.watch(self._channel.fileno(), self._on_channel)
         if self._pidfd >= 0:
@@ -275,6 +278,19 @@ class Worker:
         if not self._on_trial and self.state not in GOING:
             self._send(msg.UseLog(), (fd,))
 
+    def when_heard(self, then: "Callable[[Worker], None]") -> None:
+        """Call ``then`` when it has obeyed everything that was said to it so far, or never will."""
+        seq = self._tell(msg.Identify())
+        if seq is None:
+            self._house.loop.call_soon(lambda: then(self))
+        else:
+            self._asked[seq] = then
+
+    def _heard_all(self) -> None:
+        asked, self._asked = self._asked, {}
+        for then in asked.values():
+            then(self)
+
     def tell(self, message: msg.Message, fds: Sequence[int] = ()) -> None:
         """Say something that is no order of its lifecycle (`listen`, `unlisten`)."""
         self._send(message, fds)
@@ -314,7 +330,9 @@ class Worker:
             self._channel_lost()
 
     def _on_incoming(self, incoming: Incoming) -> None:
-        if self._identify is None:
+        if isinstance(incoming.message, msg.Hello) and incoming.re in self._asked:
+            self._asked.pop(incoming.re)(self)
+        elif self._identify is None:
             self._on_message(incoming.message)
         elif isinstance(incoming.message, msg.Hello) and incoming.re == self._identify:
             self._on_identity(incoming.message)
@@ -528,6 +546,7 @@ class Worker:
             self._house.store.drop(fdnames.channel(self.key))
             self._house.loop.unwatch(channel.fileno())
             channel.close()
+            self._heard_all()
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:
