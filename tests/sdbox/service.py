@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import select
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,6 +205,29 @@ class Instance:
 
     def supervisor(self) -> str:
         return self.shown("MainPID")["MainPID"]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(30)
+        self.sock.connect(self._path)
+
+
+def ask(instance: Instance, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """One request from outside; status and body of the answer."""
+    connection = _UnixConnection(instance.target.removeprefix("unix:"))
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("POST" if body is not None else "GET", path, body, named)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def add_instance(host: Host, name: str, unit: str = "", config: str = CONFIG) -> Instance:
