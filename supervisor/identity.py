@@ -46,7 +46,7 @@ def worker_identity(user: str, group: str) -> Identity | None:
     """
     if not user and not group:
         return None
-    account = _account(user) if user else pwd.getpwuid(os.geteuid())
+    account = _account(user or str(os.geteuid()))
     gid = group_id(group) if group else account.pw_gid
     if (account.pw_uid, gid) == (os.geteuid(), os.getegid()):
         return None
