@@ -186,26 +186,35 @@ class Listeners:
         """Bind what is new, all or none; what is open stays as it is.
 
         Raises:
-            ListenError, ConfigError: Refused by the plan, an address that cannot be had, an unknown user
-                or group; nothing has changed.
+            ConfigError: Refused by the plan, an address that cannot be had, an unknown user or group; nothing
+                has changed.
         """
         if change.refuse:
-            raise ListenError("; ".join(change.refuse))
+            raise ConfigError("; ".join(change.refuse))
         for move in change.move:
             file_owner(move.new)
         leaving = [item for item in self if item.wanted in change.remove]
-        added = open_all(change.add, inherited, leaving)
-        gone = {item.wanted.name for item in leaving} | {move.old.name for move in change.move}
-        coming = [item.name for item in added] + [
-            renamed(item, move.new) for move in change.move for item in self if item.wanted == move.old
-        ]
-        staying = [item.name for item in self if item.wanted.name not in gone]
-        twice = next((name for name in coming if (coming + staying).count(name) > 1), None)
+        try:
+            added = open_all(change.add, inherited, leaving)
+        except ListenError as exc:
+            raise ConfigError(f"{exc}; nothing was changed") from exc
+        twice = self._twice(change, added)
         if twice is not None:
             for item in added:
                 retire(item)
-            raise ListenError(TWICE.format(twice))
+            raise ConfigError(TWICE.format(twice))
         return Prepared(change, tuple(added))
+
+    def _twice(self, change: ListenChange[Listen], added: Sequence[Listener]) -> str | None:
+        """A name that two would have: of a unit's several sockets, the second one's is made up."""
+        moves = {move.old.name: move.new for move in change.move}
+        gone = {item.name for item in change.remove}
+        names = [item.name for item in added]
+        for item in self:
+            if item.wanted.name not in gone:
+                new = moves.get(item.wanted.name)
+                names.append(item.name if new is None else renamed(item, new))
+        return next((name for name in names if names.count(name) > 1), None)
 
     def abandon(self, prepared: Prepared) -> None:
         """Undo :meth:`prepare`."""

@@ -77,6 +77,10 @@ class LogFile:
         """Are 1 and 2 the log as well?  Only then a keeper is to have it as its own 1 and 2."""
         return self._standard() == [1, 2]
 
+    def is_at(self, file: str) -> bool:
+        """Do we write there already?  As for :meth:`move`: empty is standard error."""
+        return self.path == file if file else self.fd == STANDARD_ERROR
+
     def reopen(self) -> int:
         """Open the path anew (logrotate has renamed the file), then put it in the place of the old one.
 
@@ -99,13 +103,15 @@ class LogFile:
         Raises:
             ConfigError: It cannot be opened; the old file stays in use.
         """
+        if self.is_at(file):
+            return self.fd
         if file:
             new = _open(file)
             if self.fd == STANDARD_ERROR and not self.is_standard:
                 self.fd = new  # in the foreground standard error stays what it is
             else:
                 self._replace(new)
-        elif self.fd != STANDARD_ERROR:
+        else:
             os.close(self.fd)
             self.fd = STANDARD_ERROR
         self.path = file or _file_behind(STANDARD_ERROR)

@@ -76,7 +76,8 @@ def test_it_moves_to_another_file_and_back_to_standard_error(path: Path, log: Lo
     assert log.move(str(other)) == fd and log.path == str(other)
     os.write(log.fd, b"x")
     assert other.read_text() == "x" and path.read_text() == ""
-    assert log.move("") == 2 == log.fd
+    assert log.is_at(str(other)) and not log.is_at(str(path)) and not log.is_at("")
+    assert log.move("") == 2 == log.fd and log.is_at("")
     assert log.move(str(path)) != 2
     os.write(log.fd, b"y")
     assert path.read_text() == "y"
@@ -86,6 +87,12 @@ def test_a_pipe_that_nobody_reads_is_refused_at_once(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(ConfigError, match=r"cannot open log\.file"):
         LogFile.open(str(path))
+
+
+def test_a_move_to_where_it_is_changes_nothing_even_after_a_rotation(path: Path, log: LogFile) -> None:
+    path.rename(f"{path}.1")
+    log.move(str(path))
+    assert not path.exists() and log.path == str(path)
 
 
 # Standard output and error, in a process of its own
@@ -198,6 +205,15 @@ def test_a_successor_of_a_background_instance_has_it_as_standard_error(path: Pat
         path.rename(f"{path}.1")
         told = in_process(code, state, stdout=file.fileno(), stderr=file.fileno())
     assert told == f"2 {path} True" and path.exists()
+
+
+def test_standard_error_stays_what_it_is_when_it_is_asked_for_again(path: Path) -> None:
+    code = (
+        "log = LogFile.open('')\nos.rename(sys.argv[1], sys.argv[1] + '.1')\nlog.move('')\n"
+        "os.write(TELL, log.path.encode())"
+    )
+    with open(path, "ab") as file:
+        assert in_process(code, str(path), stderr=file.fileno()) == str(path)
 
 
 # Links
