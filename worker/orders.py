@@ -170,8 +170,6 @@ class Orders:
 
     def begin(self, ready: msg.Ready) -> None:
         """Say ready and obey, beginning with what has come meanwhile.  In the loop's thread, in one of its turns."""
-        if self.state is State.LEAVING:
-            return  # told so while the application started
         self._watch_signals()
         self._ready = ready
         self._handle(Event.LOADED, answer=ready)
