@@ -76,11 +76,14 @@ class Failed(NamedTuple):
 
 
 class Identify(NamedTuple):
-    """Answer with a full ``hello``; what was read before that answer is stale."""
+    """Answer with a full ``hello``; what was read before that answer is stale.
+
+    While the application is imported there is no answer; it comes after ``ready``, or the worker ends.
+    """
 
 
 class Configure(NamedTuple):
-    """Everything a worker must know before it may import the application."""
+    """Everything a worker must know before it may import the application.  A second one is skipped."""
 
     name: str  # instance
     release: str  # "r42"
@@ -106,7 +109,11 @@ class Listen(NamedTuple):
 
 
 class Unlisten(NamedTuple):
-    """Close these listeners; nothing happens to the sockets of others."""
+    """Close these listeners, they go for good; nothing happens to the sockets of others.
+
+    A worker that accepts takes what waits in their queues first.  Close the supervisor's own copy *before* this is
+    sent: who comes between a worker's last accept and the last close is reset by the kernel.
+    """
 
     names: list[str]
 
@@ -142,9 +149,10 @@ class Resume(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """Finish what was accepted, then say ``drained``."""
+    """Finish what was accepted, then say ``drained``.  Said again, it sets a new deadline, and the one
+    ``drained`` answers the last."""
 
-    timeout_s: float
+    timeout_s: float  # from now on: who repeats it says what remains
 
 
 class Shutdown(NamedTuple):
