@@ -307,6 +307,17 @@ def test_a_question_does_not_wait_longer_for_two(stage: Stage) -> None:
     assert 0.4 <= time.monotonic() - began < 20
 
 
+def test_only_silence_is_limited(stage: Stage) -> None:
+    def slowly(sock: socket.socket, line: bytes) -> None:
+        for _ in range(4):
+            threading.Event().wait(0.3)
+            says("looking")(sock, line)
+        answers("r1 serves")(sock, line)
+
+    stage.play(stage.listen(), slowly)
+    assert stage.ask("status", 1.0) == Result(0, "r1 serves") and stage.told == ["looking"] * 4
+
+
 def test_no_instance_is_no_lost_connection(stage: Stage) -> None:
     stage.hold_lock()
     with pytest.raises(NoInstance):
