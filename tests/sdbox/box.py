@@ -104,6 +104,10 @@ class Box:
         who = ("--user", user) if user != "root" else ()
         return self._call("exec", *who, self.name, "--", *command, stdin=stdin, timeout_s=timeout_s)
 
+    def inside(self, *command: str) -> list[str]:
+        """The command line of a process that enters the box."""
+        return [*_COMMAND, "exec", self.name, "--", *command]
+
     def beside(self, *command: str) -> list[str]:
         """The command line of a process of this machine that joins the box's network."""
         return [*_COMMAND, "netexec", self.name, "--", *command]

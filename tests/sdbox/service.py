@@ -199,6 +199,11 @@ class Instance:
         document: dict[str, object] = json.loads(said)
         return document
 
+    def rollout(self) -> object:
+        """The state of the rollout; "unanswered" when nobody answers."""
+        code, said = self.quiesce("status", "--json")
+        return json.loads(said)["rollout"]["state"] if code == 0 else "unanswered"
+
     def messages(self) -> list[str]:
         """The journal of the service, messages only."""
         return self.box.journal("-u", self.service, "-o", "cat").splitlines()

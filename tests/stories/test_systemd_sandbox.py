@@ -109,7 +109,8 @@ def test_workers_of_two_virtual_environments_under_dynamic_user(instance: Instan
         (site_packages(venv) / "sitecustomize.py").write_text(
             f"import os\nos.environ['VENV'] = '{release}'\n"
         )
-    instance.drop_in("dynamic", "[Service]\nUser=\nDynamicUser=yes\n")
+    # A name of its own: the default is the unit's, `quiesce`, and that user is there (quiesce.sysusers).
+    instance.drop_in("dynamic", "[Service]\nUser=nobody-knows\nDynamicUser=yes\n")
     instance.start()
     user = instance.shown("UID")["UID"]
     with LoadClient(instance.target, fresh(2, think_s=0.002)) as load:
