@@ -31,6 +31,7 @@ _GOES_ON = {
     "start": "it goes on starting in the background; see `quiesce status`",
 }
 WATCH_EVERY_S = 1.0
+LEAVES_S, LOOK_S = 5.0, 0.01  # from the word that all has stopped to the end of the last process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(argv)
         command = args.command or ""
+        args.argv = argv
         if not command:
             console.out(build(argv).format_help())
             return int(Exit.OK)
@@ -85,7 +87,11 @@ def _dispatch(args: Namespace, console: Console) -> int:
         from quiesce.supervisor import units
 
         return units.command(args, console)
-    special: dict[str, Callable[[Namespace, Console], int]] = {"status": _status, "history": _history}
+    special: dict[str, Callable[[Namespace, Console], int]] = {
+        "status": _status,
+        "history": _history,
+        "stop": _stop,
+    }
     return special.get(command.name, _change)(args, console)
 
 
@@ -102,13 +108,27 @@ def _change(args: Namespace, console: Console) -> int:
     return console.result(args.command, result.code, result.text, result.detail, result.data)
 
 
+def _stop(args: Namespace, console: Console) -> int:
+    """As `_change`; what is stopped has also left: the next `start` finds lock and port free."""
+    from quiesce.supervisor.control_client import _is_held, choose_instance
+
+    places = choose_instance(getattr(args, "name", None), getattr(args, "runtime_dir", None))
+    code = _change(args, console)
+    # The keeper is the last to hold the lock.  Somebody who starts the instance anew in this very moment
+    # holds it too, and is not waited for long.
+    until = time.monotonic() + LEAVES_S
+    while code == Exit.OK and time.monotonic() < until and _is_held(places.lock):
+        time.sleep(LOOK_S)
+    return code
+
+
 def _arguments(args: Namespace) -> dict[str, Any]:
     """What is sent: flags only when given, paths absolute, durations in seconds.
 
     Raises:
         UsageError: A value that no supervisor would take.
     """
-    ours = ("command", "name", "runtime_dir", "json")
+    ours = ("command", "name", "runtime_dir", "json", "here", "argv")
     given = {
         key: value for key, value in vars(args).items() if key not in ours and value not in (None, False)
     }

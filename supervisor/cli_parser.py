@@ -221,6 +221,8 @@ def build(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"quiesce {quiesce.__version__}")
     _common(parser)
+    # What a supervisor is given by its launcher: where the person stood, whatever becomes of that directory.
+    parser.add_argument("--here", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS:
         sub = commands.add_parser(

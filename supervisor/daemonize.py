@@ -22,8 +22,7 @@ MAX_REPORT_BYTES = 1 << 20
 LAST_LINES = 20  # of the log, when the daemon died without a word
 _TAIL_BYTES = 16 * 1024
 
-Report = Callable[[StartReport], None]
-Serve = Callable[[Report], int]
+Serve = Callable[["Reporter"], int]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ def start_in_background(serve: Serve, around: Surroundings) -> StartReport:
     """Run ``serve`` in a daemon; return its report.  In the daemon this never returns.
 
     Args:
-        serve: Is given the function to report with; its return value is the exit code.
+        serve: Is given what to report with; its return value is the exit code.  It may exec another
+            program that reports to the same descriptor instead.
 
     Returns:
         What was reported; code 3 with the log's last lines if the daemon died without.
@@ -88,7 +88,7 @@ def _become_daemon(
 ) -> None:
     """Detach, serve, exit.  No exception and no return gets back to the caller's stack."""
     code = int(Exit.DOWN)
-    report = _Reporter(writing)
+    report = Reporter(writing)
     try:
         with os.fdopen(log_fd, "wb", buffering=0, closefd=False) as log:
             context(
@@ -137,16 +137,22 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
-class _Reporter:
+class Reporter:
     """Says one report into the pipe.  Owns the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
 
+    @property
+    def fd(self) -> int:
+        """For whoever reports in our place, after an exec."""
+        assert self._fd is not None
+        return self._fd
+
     def __call__(self, report: StartReport) -> None:
         if self._fd is None:
             return
-        data = json.dumps(report.as_dict(), default=str).encode()
+        data = json.dumps(report.as_dict(), default=str).encode() + b"\n"
         try:
             while data:
                 data = data[os.write(self._fd, data) :]
@@ -161,8 +167,10 @@ class _Reporter:
 
 
 def _read_report(fd: int) -> StartReport | None:
+    """One line, or None at the end of the file: who died has not reported."""
     data = b""
-    while len(data) <= MAX_REPORT_BYTES and (chunk := os.read(fd, 1 << 16)):
+    # Not until the end: a keeper may still hold the pipe, for the next supervisor.
+    while not data.endswith(b"\n") and len(data) <= MAX_REPORT_BYTES and (chunk := os.read(fd, 1 << 16)):
         data += chunk
     try:
         fields = json.loads(data)

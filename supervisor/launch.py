@@ -20,22 +20,20 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _MODULE = "quiesce.supervisor.cli"
 
 
-def is_kept(environ: Mapping[str, str], pid: int) -> bool:
-    """Is this process a supervisor that a keeper started (or one that has replaced its own code since)?
+def is_supervisor(environ: Mapping[str, str], pid: int) -> bool:
+    """Was this process started by a keeper, or has it replaced its own code (`reexec`)?
 
-    Not by the parent: the keeper may have died meanwhile, or been replaced.  Not by QUIESCE_KEEPER
-    alone: whatever is inherited by children is not meant for them.
+    Not judged by the parent: the keeper may have died meanwhile, or been replaced.  Not by
+    QUIESCE_KEEPER alone: what was inherited from a supervisor is not meant for us.
     """
-    if not environ.get("QUIESCE_KEEPER"):
-        return False
-    return environ.get("LISTEN_PID") == str(pid) or environ.get("QUIESCE_KEPT", "").partition(";")[0] == str(
-        pid
-    )
+    if environ.get("QUIESCE_KEPT", "").partition(";")[0] == str(pid):
+        return True
+    return bool(environ.get("QUIESCE_KEEPER")) and environ.get("LISTEN_PID") == str(pid)
 
 
 def wants_keeper(environ: Mapping[str, str], pid: int, no_keeper: bool) -> bool:
     """Shall `run` or `start` become a keeper?  Not below a manager that has a store, and not below itself."""
-    return not (no_keeper or environ.get("NOTIFY_SOCKET") or is_kept(environ, pid))
+    return not (no_keeper or environ.get("NOTIFY_SOCKET") or is_supervisor(environ, pid))
 
 
 def supervisor_command(argv: Sequence[str], python: str | None = None) -> list[str]:

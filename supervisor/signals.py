@@ -25,6 +25,8 @@ class Signals:
         # A child that leaves must not make every system call return early; pidfds tell us.
         self._old[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         loop.watch(self._read.fileno(), self._on_bytes)
+        # Whoever exec'd us blocked them (launch.py, keeper.py): none may come before its handler stands.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
     def _on_bytes(self, _events: int) -> None:
         try:

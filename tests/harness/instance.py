@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 from apps import Release
@@ -130,6 +131,7 @@ class Instance:
     """A running (or starting, or stopped) instance.
 
     Attributes:
+        process: The foreground process of ``run``: the keeper, or the supervisor with ``--no-keeper``.
         target: The first listener as the load client wants it.
         out, log: Standard output and standard error of ``run``, line by line.
         surprises_allowed: Regular expressions of log lines that this test expects.
@@ -258,6 +260,16 @@ class Instance:
     def supervisor_pid(self) -> int:
         return int(self.status()["supervisor"]["pid"])
 
+    @property
+    def keeper_pid(self) -> int:
+        """The keeper above the supervisor."""
+        status = self.status()
+        if isinstance(status.get("keeper"), int):
+            return int(status["keeper"])
+        supervisor = read_proc(status["supervisor"]["pid"])
+        assert supervisor is not None
+        return supervisor.parent
+
     def log_text(self) -> str:
         if self.mode == "run":
             return self.log.text
@@ -272,6 +284,26 @@ class Instance:
     def signal(self, number: int) -> None:
         """Send a signal to the supervisor."""
         kill(self.supervisor_pid, number)
+
+    def kill_supervisor(self, number: int = SIGKILL, timeout_s: float = 40.0) -> dict[str, Any]:
+        """Kill it; returns the status of the next one, once that is crash safe again."""
+        pid = self.supervisor_pid
+        kill(pid, number)
+        assert wait_gone(pid), f"{pid} has survived signal {number}"
+        return self.wait_restarted(pid, timeout_s)
+
+    def wait_restarted(self, pid: int, timeout_s: float = 40.0) -> dict[str, Any]:
+        """The status of the supervisor after ``pid``, once that is crash safe.
+
+        While there is none, `status` says so with an exit code, which is no failure of this test.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            outcome = self("status", "--json")
+            if outcome.code == 0 and outcome.json["supervisor"]["pid"] != pid and outcome.json["crash_safe"]:
+                return dict(outcome.json)
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no next supervisor: {outcome}\n{self.log_text()[-6000:]}")
 
     def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM to the foreground process (or ``quiesce stop``), and its exit code."""
@@ -376,17 +408,14 @@ def running(
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Ours without what would tell quiesce that it runs under systemd, or where to look for modules."""
-    env = dict(os.environ)
-    for name in (
-        "NOTIFY_SOCKET",
-        "LISTEN_PID",
-        "LISTEN_FDS",
-        "RUNTIME_DIRECTORY",
-        "STATE_DIRECTORY",
-        "PYTHONPATH",
-    ):
-        env.pop(name, None)
+    """Ours without what would tell quiesce that somebody is above it, or where to look for modules."""
+    unwanted = ("NOTIFY_SOCKET", "FDSTORE", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "PYTHONPATH")
+    prefixes = ("LISTEN_", "WATCHDOG_", "QUIESCE_")
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in unwanted and not name.startswith(prefixes)
+    }
     return {**env, **more}
 
 

@@ -100,13 +100,17 @@ def kill(pid: int, signal_number: int = signal.SIGKILL) -> None:
 
 
 def sweep(keep: set[int]) -> list[Proc]:
-    """Kill and reap every descendant that is not in ``keep``; return those that were alive, for the accusation."""
+    """Kill and reap every descendant that is not in ``keep``; return those that were alive, for the accusation.
+
+    All are stopped before the first is killed: keepers and supervisors bring each other back.
+    """
     accused: dict[int, Proc] = {}
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         left = {pid: proc for pid, proc in descendants().items() if pid not in keep}
         if not left:
             break
+        _freeze(keep)
         for pid, proc in left.items():
             if proc.state != "Z":
                 accused.setdefault(pid, proc)
@@ -116,6 +120,15 @@ def sweep(keep: set[int]) -> list[Proc]:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
     return list(accused.values())
+
+
+def _freeze(keep: set[int]) -> None:
+    """Stop every descendant; parents first, and again until nobody new has appeared meanwhile."""
+    frozen: set[int] = set()
+    while new := set(descendants()) - keep - frozen:
+        for pid in sorted(new):
+            kill(pid, signal.SIGSTOP)
+        frozen |= new
 
 
 @dataclass(frozen=True)

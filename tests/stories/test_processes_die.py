@@ -67,12 +67,12 @@ def test_a_crash_loop_is_said_once_and_ends_with_the_fault(tmp_path: Path, notes
         assert len(loops) == 1, loops
 
 
-def test_when_the_supervisor_is_killed_its_workers_drain_and_leave(
+def test_without_a_keeper_the_workers_of_a_killed_supervisor_drain_and_leave(
     tmp_path: Path, notes: Notes, port: Port
 ) -> None:
     v1 = build(tmp_path, "v1", notes)
     with prepared(
-        tmp_path / "instance", v1, binds=[port.address], rollout={"drain_timeout": '"5s"'}
+        tmp_path / "instance", v1, "--no-keeper", binds=[port.address], rollout={"drain_timeout": '"5s"'}
     ) as instance:
         instance.must_start()
         status = instance.status()
@@ -96,7 +96,7 @@ def test_the_next_supervisor_starts_over_what_a_killed_one_left(
     v1 = build(tmp_path, "v1", notes)
     binds = [port.address, f"unix:{tmp_path}/shop.sock"]
     directory = tmp_path / "instance"
-    with prepared(directory, v1, binds=binds) as instance:
+    with prepared(directory, v1, "--no-keeper", binds=binds) as instance:
         instance.must_start()
         status = instance.status()
         kill(status["supervisor"]["pid"], signal.SIGKILL)
