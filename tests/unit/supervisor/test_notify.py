@@ -535,7 +535,7 @@ def test_too_many_descriptors_on_their_way(tmp_path: Path, clock: ManualClock, l
     """
 
     class Refusing(socket.socket):
-        refusals = 4
+        refusals = 5
 
         def sendmsg(self, buffers: object, ancillary: list[object], *more: object) -> int:  # type: ignore[override]
             if self.refusals and ancillary:
