@@ -14,6 +14,7 @@ from quiesce.shared.errors import ListenError, QuiesceError
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.config import Listen
 from quiesce.supervisor.identity import group_id, user_id
+from quiesce.supervisor.seal import drop_new_connections
 
 
 class Listener(NamedTuple):
@@ -37,6 +38,20 @@ class Listener(NamedTuple):
 
 
 Inherited = Sequence[tuple[str, int]]  # (name, descriptor)
+
+
+def seal(listener: Listener) -> None:
+    """Nobody new comes to a listener that is ours and about to go; who is in its queue stays there.
+
+    A socket of the service manager's is left alone: its queue outlives us.
+    """
+    try:
+        if listener.inode is not None:
+            _unlink_if_ours(listener.address.path, listener.inode)
+        elif listener.address.kind != UNIX and not listener.inherited:
+            drop_new_connections(listener.sock)
+    except OSError:
+        pass  # then a client that comes between the last accept and the close is reset
 
 
 def retire(listener: Listener) -> None:

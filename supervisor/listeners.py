@@ -25,6 +25,7 @@ from quiesce.supervisor.binding import (
     open_all,
     renamed,
     retire,
+    seal,
     spare_for,
     take,
 )
@@ -222,7 +223,11 @@ class Listeners:
             retire(item)
 
     def commit(self, prepared: Prepared) -> Committed:
-        """Put a prepared change in force.  The removed ones are the caller's, for :func:`retire`."""
+        """Put a prepared change in force.
+
+        The removed ones are the caller's, for :func:`retire`.  They get no new clients from now on, and workers
+        must accept those in their queues before they let them go.
+        """
         change = prepared.change
         moves = {move.old.name: move.new for move in change.move}
         gone = {item.name for item in change.remove}
@@ -233,6 +238,7 @@ class Listeners:
         problems: list[str] = []
         for item in self._all.values():
             if item.wanted.name in gone:
+                seal(item)
                 removed.append(item)
                 unlisten.append(item.name)
             elif (new := moves.get(item.wanted.name)) is not None:

@@ -1,10 +1,14 @@
 """Listeners: bound, inherited, stale, foreign; real sockets all."""
 
+import errno
 import json
 import os
 import re
+import select
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -319,16 +323,17 @@ def test_listeners_come_and_go(tmp_path: Path) -> None:
     stays, goes = Listen("http", "127.0.0.1:0"), Listen("u", f"unix:{path}")
     listeners = opened(stays, goes)
     socket_before = next(iter(listeners)).sock
+    waiting = socket.socket(socket.AF_UNIX)
+    waiting.connect(str(path))
     done = change(listeners, stays, Listen("more", "[::1]:0"))
     assert listeners.names() == ["http", "more"] and listeners.wanted() == [stays, Listen("more", "[::1]:0")]
     assert next(iter(listeners)).sock is socket_before
     assert done.unlisten == ("u",) and [item.name for item in done.listen] == ["more"] and not done.problems
-    assert done.added == done.listen and path.exists()
-    with socket.socket(socket.AF_UNIX) as client:  # until it is retired clients find it
-        client.connect(str(path))
+    assert done.added == done.listen and not path.exists(), "somebody new would be reset"
     (removed,) = done.removed
+    removed.sock.accept()[0].close()
+    waiting.close()
     retire(removed)
-    assert not path.exists()
     listeners.close()
 
 
@@ -359,7 +364,6 @@ def test_a_name_whose_address_changes_is_let_go_first() -> None:
     old = next(iter(listeners)).address.port
     done = change(listeners, Listen("http", "[::1]:0"))
     assert done.unlisten == ("http",) and [item.address.kind for item in done.listen] == ["tcp6"]
-    assert answers(old)
     retire(done.removed[0])
     assert not answers(old) and listeners.names() == ["http"]
     listeners.close()
@@ -392,15 +396,46 @@ def test_from_one_interface_to_all_and_back_nobody_is_refused(old: str, new: str
     port = next(iter(listeners)).address.port
     listeners.close()
     listeners = opened(Listen("http", f"{old}:{port}"))
+    waits = socket.create_connection(("127.0.0.1", port), timeout=5)
     done = change(listeners, Listen("http", f"{new}:{port}"))
-    assert answers(port)
-    for item in (*done.removed, *listeners):
-        assert item.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
-    retire(done.removed[0])
+    with late_client(port) as late:
+        done.removed[0].sock.accept()[0].close()  # who was in the queue is still there, and nobody else
+        with pytest.raises(BlockingIOError):
+            done.removed[0].sock.accept()
+        waits.close()
+        retire_and_check(done, listeners)
+        select.select([], [late], [], 20)  # its SYN was ignored, not refused, and is sent again
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        next(iter(listeners)).sock.accept()[0].close()
     assert answers(port)
     with pytest.raises(ListenError, match="another process listens there"):
         opened(Listen("http", f"{old}:{port}"))
     listeners.close()
+
+
+@contextmanager
+def late_client(port: int) -> Iterator[socket.socket]:
+    """It has begun to connect."""
+    with socket.socket() as client:
+        client.setblocking(False)
+        assert client.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS
+        yield client
+
+
+def retire_and_check(done: Committed, listeners: Listeners) -> None:
+    for item in (*done.removed, *listeners):
+        assert item.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+    retire(done.removed[0])
+
+
+def test_a_socket_of_the_managers_is_not_sealed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        inherited = [("web", passed.fileno())]
+        listeners = opened(Listen("http", "127.0.0.1:0"), Listen("web", "fd://web"), inherited=inherited)
+        done = change(listeners, Listen("http", "127.0.0.1:0"), inherited=inherited)
+        assert answers(passed.getsockname()[1])
+        retire(done.removed[0])
+        listeners.close()
 
 
 def test_backlog_changes_on_the_open_socket() -> None:
