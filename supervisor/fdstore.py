@@ -178,7 +178,8 @@ class FdStore:
 
         Args:
             most: How many more we may ever want to put.  So many pipes are made and sent, but only one
-                where the manager has named its limit.
+                where the manager has named its limit.  Be modest: PID 1 compares each descriptor with
+                all that it keeps (systemd 252: 40 take 1 ms, 600 take 0.3 to 0.6 s).
         """
         assert not self._measuring
         if not self._notifier.there:
