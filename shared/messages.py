@@ -111,8 +111,8 @@ class Listen(NamedTuple):
 class Unlisten(NamedTuple):
     """Close these listeners, they go for good; nothing happens to the sockets of others.
 
-    A worker that accepts takes what waits in their queues first.  Close the supervisor's own copy *before* this is
-    sent: who comes between a worker's last accept and the last close is reset by the kernel.
+    A worker that accepts takes what waits in their queues first.  By then nobody new may come (the supervisor
+    sees to that): who came between the last accept and the last close would be reset by the kernel.
     """
 
     names: list[str]
