@@ -141,14 +141,13 @@ class FdStore:
     def put_all_again(self) -> None:
         """Give all to another manager, after ``Notifier.move_to``.
 
-        The new one is believed to keep as much as the old one did; where there was no store it is to
-        be measured again.
+        What the new one keeps is not known: measure it.
         """
         if not self._notifier.there:
             self._fails(_NOBODY)
             return
-        if self.works is False:
-            self.works, self.capacity, self._why = None, self._limit, _UNKNOWN
+        self.works, self.capacity, self._why = None, self._limit, _UNKNOWN
+        self._found_some = False
         self._missing = dict.fromkeys(self._kept)
         self._send_missing()
 
@@ -186,7 +185,9 @@ class FdStore:
             self._fails(_NOBODY)
             then(False)
             return
-        if self._found_some and self.room == 0:  # no pipe would fit, and it has shown that it keeps
+        if (
+            self.works or self._found_some
+        ) and self.room == 0:  # no pipe would fit, and it has shown that it keeps
             self.works, self._why = True, ""
             then(True)
             return

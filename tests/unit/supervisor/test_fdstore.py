@@ -340,7 +340,20 @@ def test_a_new_keeper_gets_everything(bench: Bench, tmp_path: Path) -> None:
     bench.notifier.move_to(bench.manager.address)
     assert bench.answer() is False, "that one died"
     bench.store.put_all_again()
+    assert bench.store.works is None and bench.measure()
     assert bench.sync() and bench.manager.names == ["a", "b"] and bench.store.complete
+
+
+@with_manager(keeps=3, limit=3)
+def test_a_full_store_is_measured_again(bench: Bench) -> None:
+    """The pipe would not fit, which proves nothing."""
+    assert bench.measure()
+    bench.put("a", "b", "c")
+    assert bench.sync() and bench.store.room == 0
+    assert bench.measure() and bench.store.complete
+    bench.manager.empty()
+    bench.store.put_all_again()
+    assert bench.measure() and bench.sync() and bench.manager.names == ["a", "b", "c"]
 
 
 @with_manager(keeps=0)
@@ -349,7 +362,6 @@ def test_a_keeper_that_keeps_after_one_that_did_not(bench: Bench, tmp_path: Path
     assert not bench.measure()
     bench.manager.keeps = 10
     bench.store.put_all_again()
-    assert bench.store.works is None
     assert bench.measure() and bench.sync() and bench.manager.names == ["a"]
     bench.notifier.move_to(None)
     bench.store.put_all_again()
