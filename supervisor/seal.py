@@ -10,13 +10,13 @@ import struct
 
 _SO_ATTACH_FILTER = 26  # not in every Python's socket module
 _FLAGS_OFFSET = 13  # in the TCP header, where a filter of a TCP socket begins to read
-_SYN, _SYN_ACK = 0x02, 0x12
+_SYN = 0x02
 
 # Classic BPF, which every user may attach: (code, jump if true, jump if false, operand).
 _DROP_SYN = (
     (0x30, 0, 0, _FLAGS_OFFSET),  # A = the byte of flags
-    (0x54, 0, 0, _SYN_ACK),  # A &= SYN | ACK
-    (0x15, 0, 1, _SYN),  # only SYN?
+    (0x54, 0, 0, _SYN),  # A &= SYN
+    (0x15, 0, 1, _SYN),  # is it set?
     (0x06, 0, 0, 0),  # then the packet is dropped
     (0x06, 0, 0, 0xFFFFFFFF),  # else it is kept whole: the ACK that ends a handshake under way
 )
