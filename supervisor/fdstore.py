@@ -185,9 +185,8 @@ class FdStore:
             self._fails(_NOBODY)
             then(False)
             return
-        if (
-            self.works or self._found_some
-        ) and self.room == 0:  # no pipe would fit, and it has shown that it keeps
+        # No pipe would fit, and it has shown that it keeps.
+        if (self.works or self._found_some) and self.room == 0:
             self.works, self._why = True, ""
             then(True)
             return
