@@ -203,9 +203,11 @@ def test_stop_between_two_supervisors_leaves_nothing(instance: Instance) -> None
         wait_gone(instance.host, pid)
 
 
+@pytest.mark.xfail(reason="control_client waits for the next supervisor in ExecReload= too", strict=True)
 def test_killed_in_the_middle_of_a_reload(instance: Instance) -> None:
     """systemctl's own client is ended with the supervisor; the service comes back with one release or the other."""
     instance.config.write_text(instance.config.read_text().replace('bake = "0.2s"', 'bake = "4s"'))
+    instance.drop_in("watchdog", "[Service]\nWatchdogSec=5s\n")
     instance.start()
     instance.deploy("b")
     with LoadClient(instance.target, busy(2, think_s=0.002), fresh(2, think_s=0.004)) as load:
@@ -223,3 +225,5 @@ def test_killed_in_the_middle_of_a_reload(instance: Instance) -> None:
         report = load.stop()
     assert_clean(report)
     assert instance.shown("ActiveState")["ActiveState"] == "active"
+    # systemd starts no supervisor before ExecReload= has ended: a client that waits for the next one waits for itself.
+    assert "Watchdog timeout" not in "\n".join(instance.messages())
