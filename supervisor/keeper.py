@@ -692,7 +692,8 @@ def main(argv: list[str]) -> int:
         if option == "--keep":
             name, _, number = value.rpartition("=")
             os.set_inheritable(int(number), False)
-            keeper.store.put(valid_name(name), int(number))
+            # Not polled: a socket that does not listen yet looks like one whose other end has gone.
+            keeper.store.put(valid_name(name), int(number), polled=False)
     if "--watch" in given:
         pid = int(given["--watch"])
         keeper.watch(pid, _pidfd_of(pid, given.get("--pidfd")), is_child=False)

@@ -88,6 +88,8 @@ def become_keeper(
     raise_file_limit()
     adopt_orphans()
     options = ["--watchdog", f"{watchdog_s:g}"]
+    for fd in (0, 1, 2):  # python-daemon opens /dev/null for itself only
+        os.set_inheritable(fd, True)
     for name, fd in keep:
         os.set_inheritable(fd, True)
         options += ["--keep", f"{name}={fd}"]
