@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from quiesce.shared.errors import ConfigError, ProtocolError
 from quiesce.shared.logs import Log
+from quiesce.shared.messages import Unlisten
 from quiesce.shared.scoreboard import Scoreboard
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.config import Loaded, Settings
@@ -20,7 +21,7 @@ from quiesce.supervisor.crew import Recipe
 from quiesce.supervisor.recipes import recipe
 from quiesce.supervisor.rollouts import Plan, RolloutRun
 from quiesce.supervisor.service import Service
-from quiesce.supervisor.settings_state import settings_from_json
+from quiesce.supervisor.settings_state import missing_env, settings_from_json
 from quiesce.supervisor.state_store import StateStore
 from quiesce.supervisor.watching import SILENT, Stopping, Watch
 
@@ -124,6 +125,11 @@ class Adoption:
         env = service.settings.service.env
         self._settings = [settings_from_json(item, env) for item in snapshot.settings]
         self._settings[snapshot.in_force] = service.settings
+        if missing := missing_env(snapshot.settings[snapshot.in_force], env):
+            service.notice(
+                f"the configuration cannot be read, so new workers lack {', '.join(missing)} of service.env; "
+                "mend it, and see `quiesce check`"
+            )
 
     def recall(self, start: Watch) -> None:
         """Put everything in its place; nobody is talked to yet.
@@ -134,7 +140,7 @@ class Adoption:
         service, snapshot = self._service, self._snapshot
         service.started_at = snapshot.started_at
         service.ids = [*service.ids, *snapshot.ids]
-        service.notices = list(snapshot.notices)
+        service.notices = [*snapshot.notices, *service.notices]
         service.last_cut = snapshot.last_cut
         service.candidates = [Release.from_json(item) for item in snapshot.candidates]
         service.upkeep.wanted, service.upkeep.held = snapshot.wanted, snapshot.held
@@ -181,6 +187,8 @@ class Adoption:
         service.crew.take_over()
         for worker in service.crew:
             worker.use_log_again(service.log_fd)
+            if self._snapshot.leaving:
+                worker.tell(Unlisten(self._snapshot.leaving))
         for run in list(service.runs):
             if run.begun or not run.deciding:
                 run.take_over()

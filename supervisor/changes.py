@@ -9,6 +9,7 @@ from quiesce.shared.exitcodes import Exit
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.binding import Listener, retire
+from quiesce.supervisor.config import Settings
 from quiesce.supervisor.core import reconfigure as pure
 from quiesce.supervisor.core.lifecycle import GOING
 from quiesce.supervisor.core.lifecycle import State as WorkerState
@@ -32,13 +33,25 @@ class Changes:
     """Three commands, and what they share: telling every worker, and waiting until all have heard."""
 
     def __init__(
-        self, service: Service, operations: Operations, store: FdStore, logfile: LogFile, sockets: Fds
+        self,
+        service: Service,
+        operations: Operations,
+        store: FdStore,
+        logfile: LogFile,
+        default_log: str,
+        sockets: Fds,
     ) -> None:
-        """``sockets``: what the service manager has passed, (name, descriptor); the caller keeps them."""
+        """Args as the parts they are; further:
+
+        default_log: The file for a configuration that names none; "": standard error.
+        sockets: What the service manager has passed, (name, descriptor); the caller keeps them.
+        """
         self._service = service
         self._store = store
         self._logfile = logfile
+        self._default_log = default_log
         self._sockets = sockets
+        service.on_commit = self.on_commit
         operations.add("reconfigure", self.reconfigure)
         operations.add("reopen", self.reopen)
         operations.add("drain", self.drain)
@@ -81,27 +94,25 @@ class Changes:
         again = service.loaded.reload()
         verdict = pure.compare(service.settings, again.settings)
         change = listeners.plan_change(again.settings.listen, self._sockets)
-        wanted = again.settings.service.workers
-        scaled = wanted != service.settings.service.workers
-        if scaled:
-            service.refuse_without_room(max(0, wanted - service.upkeep.wanted))
+        wanted = again.settings.service.workers  # `scale` was in force until now
+        service.refuse_without_room(max(0, wanted - service.upkeep.wanted))
         prepared = listeners.prepare(change, self._sockets)
         try:
-            if "log.file" in verdict.live:
-                self._logfile.move(again.settings.log.file)
+            moved = self._move_log(again.settings)
         except ConfigError:
             listeners.abandon(prepared)
             raise
         committed = listeners.commit(prepared)
         service.loaded = replace(again, settings=pure.merge(service.settings, again.settings))
-        if scaled:
-            service.upkeep.wanted = wanted
+        service.upkeep.wanted = wanted
+        service.leaving = list(committed.unlisten)
         for listener in committed.added:
             if not listener.inherited:
                 self._store.put(listener.store_name, listener.sock.fileno())
         service.save()
-        if "log.file" in verdict.live:
+        if moved:
             self._tell_log()
+        self._settle()
         self._tell_listeners(committed)
         service.upkeep.plan()
         service.changed()
@@ -114,9 +125,38 @@ class Changes:
         def heard(late: list[Worker]) -> None:
             for listener in committed.removed:
                 self._let_go(listener)
+            service.leaving = []
+            service.save()
             reply.result(Exit.OK, text + _late(late), data=data)
 
         self._when_heard(heard)
+
+    def _move_log(self, settings: Settings) -> bool:
+        """Write to `log.file`, if it is another one now.
+
+        Raises:
+            ConfigError: It cannot be opened; nothing has changed.
+        """
+        target = settings.log.file or self._default_log
+        if self._logfile.is_at(target):
+            return False
+        self._logfile.move(target)
+        return True
+
+    def _settle(self) -> None:
+        """What the supervisor itself was told by the configuration that is in force now."""
+        settings = self._service.settings
+        self._service.history.keep(settings.rollout.history)
+        self._service.log.set_level(settings.log.level)
+
+    def on_commit(self) -> None:
+        """An upgrade has put its configuration in force."""
+        self._settle()
+        try:
+            if self._move_log(self._service.settings):
+                self._tell_log()
+        except ConfigError as exc:
+            self._service.notice(str(exc))
 
     def _tell_listeners(self, committed: Committed) -> None:
         for worker in self._service.crew:

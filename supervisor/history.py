@@ -32,8 +32,12 @@ class History:
         self._dir = state_dir
         self._path = os.path.join(state_dir, "history.jsonl")
         self._good = os.path.join(state_dir, "last_good.json")
-        self._keep = max(1, keep)
+        self.keep(keep)
         self._unwritten: list[dict[str, Any]] = []
+
+    def keep(self, changes: int) -> None:
+        """Keep so many changes from now on, at least one."""
+        self._keep = max(1, changes)
 
     # -- reading ------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from quiesce.supervisor.crew import KEPT_PER_WORKER, close_on_exec_all
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
 from quiesce.supervisor.identity import group_id
+from quiesce.supervisor.keeper_link import KeeperLink
 from quiesce.supervisor.launch import raise_file_limit, supervisor_command
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.logfile import LogFile
@@ -223,12 +224,33 @@ class _Supervisor:
                 self._store.drop(name)
                 os.close(fd)
         self._sockets, legacy.sockets = legacy.sockets, []
-        self._changes = Changes(self.service, self.operations, self._store, self._logfile, self._sockets)
+        default_log = places.log if mode is Mode.BACKGROUND else ""
+        self._changes = Changes(
+            self.service, self.operations, self._store, self._logfile, default_log, self._sockets
+        )
+        self._keeper = self._watch_keeper()
         self._reexec = self._make_reexec(legacy)
         self._signals = Signals(self.loop, self._signal_actions())
         self._undo.append(self._signals.close)
         self._title: Callable[[str], None] | None = None
         self._told_line = ""
+
+    def _watch_keeper(self) -> KeeperLink | None:
+        pid = self._manager.keeper
+        if pid is None:
+            return None
+        argv = supervisor_command(sys.argv[1:])
+        keeper = KeeperLink(
+            self.loop, self.log, self._store, self._notifier, argv, pid, on_change=self.service.changed
+        )
+        self._undo.append(keeper.close)
+        self.service.keeper = lambda: keeper.pid
+        return keeper
+
+    def _manager_says(self) -> dict[str, str]:
+        """The environment that who is above us gives to its main process."""
+        said = dict(self._manager.environment)
+        return {**said, **self._keeper.environment()} if self._keeper is not None else said
 
     def _make_reexec(self, legacy: Inheritance) -> Reexec:
         came_by_it = self._snapshot is not None and legacy.in_place
@@ -238,7 +260,7 @@ class _Supervisor:
             self._store,
             self._memory,
             self._sockets,
-            lambda: dict(self._manager.environment),
+            self._manager_says,
             lambda: self._notifier.reloading("replacing the supervisor's code"),
             self._snapshot.reexec_from if came_by_it and self._snapshot else "",
         )
@@ -247,6 +269,8 @@ class _Supervisor:
         stored = legacy.take(fdnames.LOG)
         if self._snapshot is not None:
             logfile = LogFile.from_state(self._snapshot.log, stored)
+            if logfile.problem:
+                Log(logfile.fd).error("log", problem=logfile.problem)
         else:
             if stored is not None:
                 os.close(stored)
@@ -542,6 +566,8 @@ class _Supervisor:
         self._memory.save()
         self._tell_start(StartReport(int(Exit.DOWN), "stopped before it accepted"))
         self.operations.stopped()
+        if self._keeper is not None:
+            self._keeper.stop_watching()
         self._notifier.exit_status(self._code)
         self.log.info("quiesce has stopped", name=self.service.settings.service.name)
         self.loop.stop()

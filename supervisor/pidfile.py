@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from quiesce.shared.errors import ControlError
+
+_ASKING_S = 0.05
 
 
 class LockedError(ControlError):
@@ -56,7 +59,12 @@ def take_lock(path: str, name: str) -> InstanceLock:
     except OSError as exc:
         raise ControlError(f"cannot open the lock {path}: {exc.strerror}") from exc
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A command that asks whether anybody has it takes it shared, for microseconds.
+            time.sleep(_ASKING_S)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         pid = _read_pid(fd)
         os.close(fd)

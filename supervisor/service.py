@@ -74,7 +74,10 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # title, STATUS=
         self.on_gone: Callable[[], None] = lambda: None  # the last worker is reaped while stopping
         self.on_rollout: Callable[[], None] = lambda: None  # one begins or is decided
+        self.keeper: Callable[[], int | None] = lambda: None  # the pid of who keeps us
+        self.on_commit: Callable[[], None] = lambda: None  # the configuration of an upgrade is in force
         self.on_decided: Callable[[RolloutRun, Ended], None] = lambda run, ended: None
+        self.leaving: list[str] = []  # listeners that workers are being told to let go
         self.log_fd = log_fd
         self.log_file: str | None = None  # for people who ask where it is
         self.candidates: list[Release] = []  # of a cold start: what is tried if this one fails
@@ -112,7 +115,7 @@ class Service:
         snapshot.next_numbers = self.crew.next_number
         snapshot.ids = self.ids[-64:]
         snapshot.last_cut = self.last_cut
-        snapshot.listeners = self.listeners.to_state()
+        snapshot.listeners, snapshot.leaving = self.listeners.to_state(), self.leaving
 
     @property
     def settings(self) -> Settings:
@@ -344,13 +347,12 @@ class Service:
         self.changed()
 
     def rollout_commits(self, run: RolloutRun) -> None:
-        run.committed = True
         self.serving = run.new
         self.loaded = run.loaded
         self.upkeep.wanted = run.plan.wanted
         if run.plan.command != "start":
             self.notices.clear()  # what was loud is mended, or was about what served before
-        self.save()
+        self.on_commit()
         if not self.upkeep.held:
             self.upkeep.unhold()  # nobody of them may be left behind without having been told to accept
         for worker in run.new:
@@ -359,6 +361,9 @@ class Service:
         warning = self.history.save_last_good(run.release)
         if warning:
             self.log.error("cannot keep the last good release", why=warning)
+        # Last: a supervisor that takes over before that does all of it again, and it is the same then.
+        run.committed = True
+        self.save()
 
     def rollout_decided(self, run: RolloutRun, outcome: Outcome) -> None:
         took = self.loop.now() - run.since
@@ -535,6 +540,7 @@ class Service:
             return
         first = self.stopping is Stopping.NO
         self.stopping = wish
+        self.crew.scoreboard.unready = True  # a load balancer should know first
         run = self.run
         self.save()
         if first and run is not None:

@@ -21,6 +21,7 @@ def document(service: Service) -> dict[str, Any]:
         "name": service.settings.service.name,
         "crash_safe": service.store.complete,
         "crash_safe_reason": service.store.reason,
+        "keeper": service.keeper(),
         "unready": service.crew.scoreboard.unready,
         "supervisor": {"pid": os.getpid(), "version": quiesce.__version__, "since": service.started_at},
         "listeners": [

@@ -224,6 +224,9 @@ class Worker:
             return
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
+        if named and self.state not in GOING:
+            # The last supervisor may have died in the middle of a `reconfigure`.
+            self._send_listeners()
         before = self.state
         self._step(adoption.identified(self.state, hello.state, configured=bool(named)))
         self._house.log.info(
@@ -499,9 +502,12 @@ class Worker:
     def _configure_now(self) -> None:
         if self.state is not State.LOADING:
             return
-        self._send(msg.Listen(self._house.listeners.names()), self._house.listeners.fds())
+        self._send_listeners()
         self._send(msg.UseScoreboard(self.slot), (self._house.scoreboard.fd,))
         self._send(self._terms.configure)
+
+    def _send_listeners(self) -> None:
+        self._send(msg.Listen(self._house.listeners.names()), self._house.listeners.fds())
 
     def _probe(self) -> None:
         self._prober = Prober(self._house.loop, self._send, self._terms.rule, self._on_verdict)

@@ -6,6 +6,7 @@ and nothing here is renamed or gets another meaning.  Times are CLOCK_MONOTONIC,
 across processes.  No value of a worker's environment is in here.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -126,18 +127,15 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     last_cut: int = 0
     answers: list[AnswerRecord] = []
     listeners: list[dict[str, Any]] = []
+    leaving: list[str] = []  # names of listeners that workers are being told to let go
     log: dict[str, Any] = {}
     control_inode: tuple[int, int] | None = None
     reexec_from: str = ""  # the version that replaced itself, until the next one has said so
 
 
-_ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(Snapshot)
-
-
 def encode(snapshot: Snapshot) -> bytes:
-    """As bytes."""
-    return _ENCODER.encode(snapshot)
+    """As bytes, pure ASCII: file names that are no UTF-8 hold lone surrogates, which msgspec's own JSON refuses."""
+    return json.dumps(msgspec.to_builtins(snapshot), separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def decode(data: bytes) -> Snapshot:
@@ -147,8 +145,8 @@ def decode(data: bytes) -> Snapshot:
         SnapshotError: They make no sense, or a version wrote them that is too old or too new.
     """
     try:
-        snapshot = _DECODER.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        snapshot = msgspec.convert(json.loads(data), Snapshot)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise SnapshotError(f"the state that the last supervisor left cannot be read: {exc}") from exc
     if snapshot.schema < OLDEST_SCHEMA or snapshot.oldest > SCHEMA:
         raise SnapshotError(

@@ -61,8 +61,9 @@ WRITER = """
 import os, sys
 from quiesce.supervisor.state_store import StateStore
 store = StateStore(int(sys.argv[1]))
-print("begun", flush=True)
 number = 0
+store.write(b"0 " * 20000)
+print("begun", flush=True)
 while True:
     number += 1
     store.write(b"%d " % number * 20000)

@@ -393,7 +393,7 @@ def test_an_adopted_worker_is_asked_who_it_is_and_serves_on(successor: Successor
     successor.answer(successor.identify(), "accepting")
     successor.until(lambda: "worker adopted" in successor.text())
     assert successor.worker.state is State.ACCEPTING and successor.worker.threads == 4
-    assert successor.heard() == []
+    assert successor.heard() == ["listen"], "it may lack one that the last supervisor has just opened"
 
 
 def test_what_was_said_to_the_last_supervisor_is_stale(successor: Successor) -> None:
@@ -405,7 +405,7 @@ def test_what_was_said_to_the_last_supervisor_is_stale(successor: Successor) -> 
     successor.answer(seq, "accepting")
     successor.until(lambda: "worker adopted" in successor.text())
     assert successor.worker.state is State.QUIESCING
-    assert successor.heard() == ["quiesce"], "the order is given again"
+    assert successor.heard() == ["listen", "quiesce"], "the order is given again"
 
 
 def test_an_order_that_never_arrived_is_given_again(successor: Successor) -> None:
@@ -415,7 +415,7 @@ def test_an_order_that_never_arrived_is_given_again(successor: Successor) -> Non
     successor.die(State.ADMITTED)
     successor.answer(successor.identify(), "ready")
     successor.until(lambda: "worker adopted" in successor.text())
-    assert successor.heard() == ["accept"]
+    assert successor.heard() == ["listen", "accept"]
     successor.say(msg.Accepting(), State.ACCEPTING)
 
 
