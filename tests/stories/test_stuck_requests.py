@@ -51,7 +51,7 @@ def test_a_worker_with_a_stuck_request_is_replaced_and_its_other_requests_finish
         assert "a request runs for more than 1 s" in instance.log_text()
 
 
-def test_after_sigkill_of_the_supervisor_the_address_is_free_while_its_workers_still_drain(
+def test_after_sigkill_of_supervisor_and_keeper_the_address_is_free_while_its_workers_still_drain(
     tmp_path: Path, notes: Notes, port: Port
 ) -> None:
     v1 = build(tmp_path, "v1", notes)
@@ -59,9 +59,11 @@ def test_after_sigkill_of_the_supervisor_the_address_is_free_while_its_workers_s
         first.must_start()
         slow = connected(f"http://{port.address}", "/slow?ms=4000")  # a worker is busy for a while
         first.wait_status(lambda status: sum(w["connections"]["busy"] for w in status["workers"]) == 1)
-        pid = first.supervisor_pid
-        kill(pid, signal.SIGKILL)
-        assert wait_gone(pid)
+        pid, keeper = first.supervisor_pid, first.keeper_pid
+        kill(pid, signal.SIGSTOP)  # else it would have started another keeper before its own end
+        for each in (keeper, pid):
+            kill(each, signal.SIGKILL)
+            assert wait_gone(each)
         with running(tmp_path / "second", v1, binds=[port.address]) as second:
             assert second.get("/").status == 200
         assert slow.recv(65536).startswith(b"HTTP/1.1 200"), "what was accepted was finished"
