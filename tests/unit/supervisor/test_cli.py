@@ -200,6 +200,24 @@ def test_a_failed_status_is_no_table(stand: Stand, capsys: Capture) -> None:
         assert quiesce(capsys, command) == (2, "", f"quiesce: {command} refused: not now\n")
 
 
+def test_stop_returns_when_the_last_of_them_has_let_go(stand: Stand, capsys: Capture) -> None:
+    """The keeper holds the lock a moment longer than the supervisor: the next `start` must find it free."""
+    Path(stand.places.lock).touch()
+    program = (
+        "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print(flush=True); input()"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program, stand.places.lock], **pipes) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        timer = threading.Timer(0.3, lambda: print(file=holder.stdin, flush=True))
+        timer.start()
+        assert quiesce(capsys, "stop")[0] == 0
+        assert holder.wait(10) == 0 and not timer.is_alive()
+        timer.join()
+
+
 # Nobody there, or gone
 
 

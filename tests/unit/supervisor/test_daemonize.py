@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_a_daemon_that_dies_without_a_word_shows_its_last_lines(tmp_path: Path) 
     assert report["code"] == 3
     assert report["text"] == f"the supervisor died before it served; its log is {tmp_path}/log"
     assert report["detail"].splitlines() == [str(number) for number in range(80, 100)]
+
+
+def test_a_program_that_is_executed_in_its_place_can_report(tmp_path: Path) -> None:
+    """A keeper passes the pipe on; and its own copy of it, still open, keeps nobody waiting."""
+    began = time.monotonic()
+    report = start(
+        tmp_path,
+        """
+os.set_inheritable(report.fd, True)
+code = "import os, sys, time; os.write(int(sys.argv[1]), sys.argv[2].encode()); time.sleep(100)"
+line = '{"code": 0, "text": "serves", "detail": "", "data": {"pid": ' + str(os.getpid()) + '}}\\\\n'
+os.execv(sys.executable, [sys.executable, "-c", code, str(report.fd), line])
+""".replace("\\\\n", "\\n"),
+    )
+    assert report["text"] == "serves" and time.monotonic() - began < 60
+    os.kill(report["data"]["pid"], signal.SIGKILL)
+    wait_gone(report["data"]["pid"])
 
 
 def test_a_killed_daemon_is_noticed(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import pytest
 
 from harness.places import tmp_path
 from harness.processes import descendants, kill, read_proc, subreaper, sweep, wait_gone
-from quiesce.supervisor import launch
 from quiesce.supervisor.keeper_link import spawn_orphan
 
 __all__ = ["tmp_path"]
@@ -177,46 +176,3 @@ def test_an_orphan_is_nobodys_child_and_inherits_what_it_shall(tmp_path: Path) -
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
-
-
-# Command lines
-
-
-def test_when_there_is_a_keeper() -> None:
-    wants = launch.wants_keeper
-    assert wants({}, 7, False)
-    assert not wants({}, 7, True)
-    assert not wants({"NOTIFY_SOCKET": "@x"}, 7, False)
-    ours = {"QUIESCE_KEEPER": "6", "LISTEN_PID": "7", "NOTIFY_SOCKET": "@x"}
-    assert launch.is_supervisor(ours, 7) and not launch.is_supervisor(ours, 8)
-    assert launch.is_supervisor({"QUIESCE_KEPT": "7;a=3"}, 7) and not launch.is_supervisor(
-        {"QUIESCE_KEPT": "77"}, 7
-    )
-    assert wants({"QUIESCE_KEEPER": "6"}, 7, False), "inherited from somebody else's supervisor"
-
-
-@pytest.mark.parametrize("way", ["installed", "python path", "working directory"])
-def test_the_supervisor_finds_the_package_as_its_launcher_did(tmp_path: Path, way: str) -> None:
-    root = Path(launch.__file__).parents[1] if way == "installed" else tmp_path
-    if way != "installed":
-        (tmp_path / "quiesce").symlink_to(Path(launch.__file__).parents[1])
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if way == "python path":
-        env["PYTHONPATH"] = str(root)
-    code = (
-        "import sys, subprocess; from quiesce.supervisor import launch; "
-        "command = launch.supervisor_command(['--version']); "
-        "print(' '.join(command)); sys.exit(subprocess.run(command, cwd='/').returncode)"
-    )
-    flags = ["-S"] if way != "installed" else []  # without the .pth file of an editable installation
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", code],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert done.returncode == 0 and "quiesce 0." in done.stdout, done.stderr
-    assert ("-m quiesce.supervisor.cli" in done.stdout) == (way != "working directory")
-    assert " -P " in done.stdout
