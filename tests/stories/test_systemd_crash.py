@@ -19,7 +19,7 @@ from sdbox.service import IMAGES, Host, Instance, booted, prepared, wait_gone
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
 
 FULL = os.environ.get("QUIESCE_SOAK") == "full"
-KILLS = 20 if FULL else 4
+KILLS = 20 if FULL else 3
 LINE_BYTES = 1024
 WAIT_S = 60.0
 
