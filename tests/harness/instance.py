@@ -98,13 +98,15 @@ def get(target: str, path: str, timeout_s: float = 20.0) -> Reply:
 
 
 class Pending:
-    """A command that runs."""
+    """A command that runs.  ``command``: what stands before its arguments."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, command: Sequence[str] = (str(QUIESCE),)
+    ) -> None:
         self.argv = tuple(argv)
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [str(QUIESCE), *argv],
+            [*command, *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,6 +136,7 @@ class Instance:
         process: The foreground process of ``run``: the keeper, or the supervisor with ``--no-keeper``.
         target: The first listener as the load client wants it.
         out, log: Standard output and standard error of ``run``, line by line.
+        command: `quiesce`; another installation's, or one that becomes somebody else first.
         surprises_allowed: Regular expressions of log lines that this test expects.
     """
 
@@ -143,6 +146,7 @@ class Instance:
     mode: str = "run"
     surprises_allowed: list[str] = field(default_factory=list)
     arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = (str(QUIESCE),)
     process: subprocess.Popen[bytes] | None = None
     out: Output = field(init=False, repr=False)
     log: Output = field(init=False, repr=False)
@@ -174,13 +178,13 @@ class Instance:
         assert refused is None, f"it did not start: {refused}"
 
     def _start_background(self, argv: list[str]) -> Outcome | None:
-        outcome = Pending(argv, self.env, self.directory).finish(START_S)
+        outcome = Pending(argv, self.env, self.directory, self.command).finish(START_S)
         return None if outcome.code == 0 else outcome
 
     def _start_foreground(self, argv: list[str]) -> Outcome | None:
         began = time.monotonic()
         self.process = subprocess.Popen(
-            [str(QUIESCE), *argv],
+            [*self.command, *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -211,7 +215,8 @@ class Instance:
 
     def begin(self, *argv: str) -> Pending:
         """Start a command without waiting for it."""
-        return Pending([*argv, "--runtime-dir", str(self.runtime_dir)], self.env, self.directory)
+        argv = (*argv, "--runtime-dir", str(self.runtime_dir))
+        return Pending(argv, self.env, self.directory, self.command)
 
     def __call__(self, *argv: str, timeout_s: float = COMMAND_S) -> Outcome:
         """Run a command to its end: ``instance("upgrade", "--bake", "0.1")``."""
@@ -360,6 +365,7 @@ def prepared(
     config: str = "",
     env: Mapping[str, str] | None = None,
     path: Path | None = None,
+    command: Sequence[str] = (str(QUIESCE),),
 ) -> Iterator[Instance]:
     """An instance that is not started yet; at the end nothing of it may be left, and its log held no surprise.
 
@@ -370,6 +376,7 @@ def prepared(
         rollout: More keys of the ``[rollout]`` table, as TOML values.
         config: More text of ``quiesce.toml``: whole tables.
         path: What is given as ``--release`` (a ``current`` symlink, say); else the release's own directory.
+        command: See `Instance`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     keys = {"health_path": '"/healthz"', **(rollout or {})}
@@ -377,7 +384,7 @@ def prepared(
         keys["bake"] = f'"{bake}s"'
     file = directory / "quiesce.toml"
     file.write_text(f"{config}\n[rollout]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
-    instance = Instance(directory, tuple(binds), environment(env or {}), mode)
+    instance = Instance(directory, tuple(binds), environment(env or {}), mode, command=tuple(command))
     instance.arguments = (
         *(release.app, "--release", str(path or release.path), "--workers", str(workers)),
         *("--interface", release.interface, "--config", str(file), *options),
