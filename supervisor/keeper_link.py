@@ -37,6 +37,7 @@ class KeeperLink:
         keeper_pid: int,
         watchdog_s: float = WATCHDOG_S,
         on_change: Callable[[], None] = lambda: None,
+        sockets: Sequence[tuple[str, int]] = (),
     ) -> None:
         """Begin to watch.
 
@@ -45,6 +46,8 @@ class KeeperLink:
             keeper_pid: $QUIESCE_KEEPER.
             watchdog_s: What a new keeper is told; 0: it does not watch us.
             on_change: Called when there is another keeper, and what we want kept is with it (or cannot be).
+            sockets: (name, descriptor) of what the user passed to the first keeper: it is not in our store, and the
+                next keeper needs it all the same.  They stay the caller's.
         """
         self._loop = loop
         self._log = log
@@ -53,6 +56,7 @@ class KeeperLink:
         self._argv = list(argv)
         self._watchdog_s = watchdog_s
         self._on_change = on_change
+        self._sockets = sockets
         self._backoff = Backoff()
         self._timer: Timer | None = None
         self._stopped = False
@@ -152,7 +156,10 @@ class KeeperLink:
     def _spawn(self, notify: int, ourselves: int) -> int:
         options = ["--watch", str(os.getpid()), "--pidfd", str(ourselves), "--socket", str(notify)]
         options += ["--watchdog", f"{self._watchdog_s:g}"]
-        return spawn_orphan(keeper_command(self._argv, options), (notify, ourselves))
+        for name, fd in self._sockets:
+            options += ["--keep", f"{name}={fd}"]
+        passed = (notify, ourselves, *(fd for _, fd in self._sockets))
+        return spawn_orphan(keeper_command(self._argv, options), passed)
 
     def _replaced(self, pid: int | None, stored: bool) -> None:
         if self.pid != pid or self._stopped:

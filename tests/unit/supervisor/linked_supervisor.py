@@ -30,9 +30,11 @@ def main() -> None:
     store = FdStore(loop, notifier, log, manager.store_limit)
     conn = socket.socket(socket.AF_UNIX)
     conn.connect(sys.argv[1])
-    for name, fd in inherited:
+    sockets = [(name, fd) for name, fd in inherited if name == "web"]
+    stored = [(name, fd) for name, fd in inherited if name != "web"]
+    for name, fd in stored:
         store.found(name, fd)
-    if not inherited:
+    if not stored:
         for number in range(20):  # more than the queue of a socket holds
             fd = os.memfd_create("state")
             os.write(fd, b"%d" % number)
@@ -54,14 +56,15 @@ def main() -> None:
         loop.stop()
 
     argv = [sys.executable, *sys.argv]
-    link = KeeperLink(loop, log, store, notifier, argv, manager.keeper, float(sys.argv[2]), changed)
+    link = KeeperLink(loop, log, store, notifier, argv, manager.keeper, float(sys.argv[2]), changed, sockets)
     signals = Signals(loop, {signal.SIGTERM: leave, signal.SIGUSR1: lambda: tell(event="usr1")})
 
     def measured(works: bool) -> None:
         names = [name for name, _ in store.kept()]
         contents = [os.pread(fd, 9, 0).decode() for _, fd in store.kept()]
         notifier.ready()
-        store.sync(lambda done: tell(event="hello", works=done, names=names, contents=contents))
+        more = {"names": names, "contents": contents, "sockets": len(sockets)}
+        store.sync(lambda done: tell(event="hello", works=done, **more))
 
     def beat() -> None:
         notifier.watchdog()

@@ -60,8 +60,8 @@ class Place:
         self.told = Told(str(directory / "s"))
         self.errors = directory / "stderr"
         code = (
-            "import sys; from quiesce.supervisor.launch import become_keeper; "
-            "become_keeper([sys.executable, *sys.argv[1:]])"
+            "import socket, sys; from quiesce.supervisor.launch import become_keeper; "
+            "become_keeper([sys.executable, *sys.argv[1:]], [('web', socket.socket().detach())])"
         )
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -80,12 +80,11 @@ class Place:
 def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     before = set(descendants())
     with subreaper():
-        place = Place(tmp_path, getattr(request, "param", "30"))
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(sweep, before)
+            place = Place(tmp_path, getattr(request, "param", "30"))
             yield place
-        finally:
-            sweep(before)
-            place.close()
+        place.close()
 
 
 def test_a_killed_keeper_is_replaced_and_the_next_supervisor_has_everything(place: Place) -> None:
@@ -108,6 +107,7 @@ def test_a_killed_keeper_is_replaced_and_the_next_supervisor_has_everything(plac
     hello = place.told.next()
     assert hello["pid"] != pid and hello["keeper"] == keeper.pid
     assert hello["names"] == ALL and hello["contents"] == [str(number) for number in range(20)]
+    assert hello["sockets"] == 1, "what the user passed to the first keeper is not with the second"
     # And so on: now it is its child again.
     kill(keeper.pid, signal.SIGKILL)
     assert place.told.next()["complete"]
