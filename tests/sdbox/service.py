@@ -58,6 +58,11 @@ class Host:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
+    @property
+    def version(self) -> int:
+        """Of its systemd."""
+        return int(self.box.run("systemctl", "--version").stdout.split()[1])
+
     def reload_units(self) -> None:
         assert self.box.run("systemctl", "daemon-reload").returncode == 0
 
@@ -84,6 +89,7 @@ def machine(image: str) -> Iterator[Machine]:
     """A machine of that image, not booted yet."""
     require_image(image)
     # Not below /tmp: the services have one of their own.
+    os.makedirs("/srv", exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="quiesce-", dir="/srv"))
     directory.chmod(0o755)
     try:

@@ -200,6 +200,55 @@ def test_one_service_on_port_80_without_any_root(host: Host) -> None:
         assert shown == {"User": "quiesce", "CapabilityBoundingSet": "", "AmbientCapabilities": ""}
 
 
+def test_generated_units_serve_and_reload(host: Host) -> None:
+    """`quiesce systemd`, its output copied to /etc/systemd/system, and nothing else."""
+    with prepared(host, "made", "quiesce-made") as instance:
+        config = instance.config.read_text() + '[[listen]]\naddress = "fd://admin"\n'
+        instance.config.write_text(config)
+        asked = ("systemd", "made", "--config", "/etc/quiesce/made.toml", "--output", "/etc/systemd/system")
+        done = host.box.run(QUIESCE, *asked)
+        assert done.returncode == 0, done.stderr
+        host.reload_units()
+        instance.start()
+        with LoadClient(instance.target, fresh(2), busy(1)) as load:
+            instance.deploy("b")
+            code, said = instance.ctl("reload")
+            assert code == 0, said
+            load.wait_answers(50)
+            assert_clean(load.stop())
+        with LoadClient(f"unix:{host.box.root}/run/quiesce-made@admin.sock", fresh(1), max_answers=5) as load:
+            assert set(load.wait_report().releases) == {"b"}
+        assert instance.status()["crash_safe"] is True
+        code, said = instance.ctl("stop", "quiesce-made@admin.socket", instance.socket, instance.service)
+        assert code == 0, said
+
+
+def test_a_privileged_port_that_quiesce_binds_itself(host: Host, instance: Instance) -> None:
+    config = instance.config.read_text() + '[[listen]]\naddress = "127.0.0.1:443"\n'
+    instance.config.write_text(config)
+    instance.drop_in("port", (DROP_INS / "port-below-1024.conf").read_text())
+    instance.start()
+    asked = host.box.run(INTERPRETER, "-c", ASK, "http://127.0.0.1:443/", user="daemon")
+    assert asked.stdout.startswith("200 "), asked.stdout + asked.stderr
+
+
+def test_notify_reload_where_systemd_has_it(host: Host, instance: Instance) -> None:
+    if host.version < 253:
+        pytest.skip("Type=notify-reload came with systemd 253")
+    instance.drop_in("notify-reload", (DROP_INS / "notify-reload-253.conf").read_text())
+    instance.start()
+    with LoadClient(instance.target, fresh(2, think_s=0.002)) as load:
+        load.wait_answers(20)
+        instance.deploy("b")
+        code, said = instance.ctl("reload")
+        returned = time.monotonic()
+        assert code == 0, said
+        load.wait_answers(20)
+        report = load.stop()
+    assert_clean(report)
+    assert report.stale_answers(returned, report.ended, "b") == []
+
+
 ASK = """
 import sys, urllib.request
 with urllib.request.urlopen(sys.argv[1], timeout=20) as answer:
@@ -213,11 +262,10 @@ def test_systemd_has_nothing_to_say_about_our_units(host: Host) -> None:
 
 def test_systemd_has_nothing_to_say_about_our_drop_ins(host: Host) -> None:
     """Those for a newer systemd say so in their names."""
-    version = int(host.box.run("systemctl", "--version").stdout.split()[1])
     units = []
     for drop_in in DROP_INS.iterdir():
         since = drop_in.stem.rpartition("-")[2]
-        if not since.isdigit() or since == "1024" or int(since) <= version:
+        if not since.isdigit() or since == "1024" or int(since) <= host.version:
             unit = f"quiesce@{drop_in.stem}.service"
             host.write_unit(f"{unit}.d/{drop_in.name}", drop_in.read_text())
             units.append(f"/etc/systemd/system/{unit}")
