@@ -16,7 +16,7 @@ from quiesce.shared.scoreboard import Scoreboard
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.config import Loaded, Settings
 from quiesce.supervisor.core.releases import Release
-from quiesce.supervisor.core.snapshot import Snapshot, SnapshotError, decode
+from quiesce.supervisor.core.snapshot import Snapshot, SnapshotError, decode, encode
 from quiesce.supervisor.crew import Recipe
 from quiesce.supervisor.recipes import recipe
 from quiesce.supervisor.rollouts import Plan, RolloutRun
@@ -24,6 +24,9 @@ from quiesce.supervisor.service import Service
 from quiesce.supervisor.settings_state import missing_env, settings_from_json
 from quiesce.supervisor.state_store import StateStore
 from quiesce.supervisor.watching import SILENT, Stopping, Watch
+
+MOST_ATTEMPTS = 5
+_ANEW = "the workers that run are left to drain, and the service starts anew"
 
 
 class Inheritance:
@@ -59,12 +62,22 @@ class Inheritance:
             return None
         self.memory, payload = StateStore.adopt(fd)
         if payload is None:
-            return None  # it was killed before it had anything to write down
+            if any(fdnames.is_worker(name) for name in self.kept):
+                self.problem = f"the state that was left cannot be read; {_ANEW}"
+            return None  # else it was killed before it had anything to write down
         try:
-            return decode(payload)
+            snapshot = decode(payload)
+            if snapshot.attempts >= MOST_ATTEMPTS:
+                raise SnapshotError(
+                    f"{snapshot.attempts} supervisors have failed to go on from the state that was left"
+                )
         except SnapshotError as exc:
-            self.problem = str(exc)
+            self.problem = f"{exc}; {_ANEW}"
             return None
+        # Whoever fails over this state shall not do so for ever, with nobody to care for the workers.
+        snapshot.attempts += 1
+        self.memory.write(encode(snapshot))
+        return snapshot
 
     @property
     def goes_on(self) -> bool:

@@ -105,6 +105,9 @@ def _ask(args: Namespace, console: Console, given: Mapping[str, Any], timeout_s:
 def _change(args: Namespace, console: Console) -> int:
     """Every command that is one request: its arguments go over, its result comes back."""
     result = _ask(args, console, _arguments(args))
+    if args.command == "reconfigure" and result.code == Exit.OK and not console.as_json:
+        console.out(render.reconfigured(result.data, console.width()))
+        return int(Exit.OK)
     return console.result(args.command, result.code, result.text, result.detail, result.data)
 
 

@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quiesce.shared.errors import ConfigError
+from quiesce.shared.errors import ConfigError, ControlError, ProtocolError
 from quiesce.shared.exitcodes import Exit
 from quiesce.supervisor import fdnames, render
 from quiesce.supervisor.activation import FIRST, KEPT, take_listen_fds
@@ -172,7 +172,22 @@ def check(args: Namespace, console: Console) -> int:
     from quiesce.supervisor.trial import check as check_application
 
     report = check_application(loaded)
-    return console.result("check", report.code, report.text, report.detail, report.data)
+    unsafe = _not_crash_safe(_places(args, loaded))
+    text = f"{report.text}; but the instance that runs is not crash safe: {unsafe}" if unsafe else report.text
+    return console.result(
+        "check", report.code, text, report.detail, {**report.data, "not_crash_safe": unsafe}
+    )
+
+
+def _not_crash_safe(places: Places) -> str:
+    """Why the instance that runs there would not survive its supervisor; "": it would, or none runs."""
+    from quiesce.supervisor.control_client import QUICK_TIMEOUT_S, ask
+
+    try:
+        found = ask(places, "status", {}, lambda item: None, QUICK_TIMEOUT_S).data
+    except (ControlError, ProtocolError):
+        return ""
+    return "" if found.get("crash_safe") else str(found.get("crash_safe_reason", ""))
 
 
 COMMANDS: Mapping[str, Callable[[Namespace, Console], int]] = {"run": run, "start": start, "check": check}

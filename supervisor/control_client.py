@@ -215,7 +215,7 @@ class _Asking:
         refused_until = time.monotonic() + REFUSED_S
         told = False
         while _is_held(self._places.lock):
-            if not told:
+            if not told and self._command != "reexec":  # there it is what was asked for
                 told = True
                 self._on_progress(Progress("the supervisor went away; waiting for the next one to take over"))
             try:

@@ -37,6 +37,11 @@ def listener(key: str) -> str:
     return f"{_PREFIX}l.{key}"
 
 
+def is_worker(name: str) -> bool:
+    """Does it belong to a worker process?"""
+    return name.startswith((channel(""), pidfd("")))
+
+
 def is_ours(name: str) -> bool:
     """False: a socket that the user's units pass, to be found as fd://NAME.
 

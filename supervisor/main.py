@@ -110,8 +110,10 @@ def serve(loaded: Loaded | ConfigError, places: Places | None, *, mode: Mode, re
     except LockedError as exc:
         return told.failed(Exit.BUSY, exc)
     except ConfigError as exc:
+        manager.say_failed(exc)
         return told.failed(Exit.USAGE, exc)
     except QuiesceError as exc:
+        manager.say_failed(exc)
         return told.failed(Exit.DOWN, exc)
     finally:
         if supervisor is not None:
@@ -166,6 +168,7 @@ class _Supervisor:
         self._told = told
         self._manager = manager
         self._snapshot = legacy.snapshot if legacy.goes_on else None
+        self._problem = legacy.problem
         self._code = int(Exit.OK)
         self._accepts = False
         self._ended = False
@@ -316,11 +319,15 @@ class _Supervisor:
         fd = legacy.take(fdnames.CONTROL)
         if fd is None:
             return None
-        if self._snapshot is None or self._snapshot.control_inode != _inode(self._places.control_sock):
-            self._store.drop(fdnames.CONTROL)
-            os.close(fd)
-            return None
-        return socket.socket(fileno=fd)
+        inode = _inode(self._places.control_sock)
+        if self._snapshot is not None and inode is not None and self._snapshot.control_inode == inode:
+            return socket.socket(fileno=fd)
+        # Its file is another one by now, or the last supervisor did not get far enough to say.  We hold the
+        # lock, so nobody else's can be in the way; the store's copy would still be answering.
+        self._store.drop(fdnames.CONTROL)
+        os.close(fd)
+        remove_own_socket(self._places.control_sock)
+        return None
 
     def _on_request(self, request: Request, reply: Reply) -> None:
         peer = request.peer
@@ -340,6 +347,8 @@ class _Supervisor:
             self._store.measure(_most_kept(settings), self._measured)
             self._notifier.status("starting")
             self._memory.open()
+            if self._problem:
+                self.service.notice(self._problem)
             self.service.start(self._start_watch())
         else:
             self._go_on(self._snapshot)
@@ -365,6 +374,8 @@ class _Supervisor:
             # What starts after our death is what runs now, also if it is another Python than the last time.
             self._notifier.send(QUIESCE_ARGV=json.dumps(supervisor_command(sys.argv[1:])))
         self._adoption.take_over()
+        if not snapshot.accepts:
+            self.service.go_on_starting(self._start_watch())
         self._on_rollout()
 
     def _start_watch(self) -> Watch:
@@ -390,8 +401,9 @@ class _Supervisor:
     def _decided(self, ended: Ended) -> None:
         """The first release serves, or none does."""
         if ended.code == Exit.OK:
-            self._begin_to_accept()
+            # Told first: who takes over in between tells it again, which is better than never.
             self._tell_start(StartReport(int(Exit.OK), ended.text, data=self._banner()))
+            self._begin_to_accept()
             return
         self._notifier.errno(errno.EIO, ended.text)
         self._tell_start(StartReport(ended.code, ended.text, ended.detail))

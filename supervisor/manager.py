@@ -1,8 +1,12 @@
 """Who is above us, and what it has told us in the environment: systemd, a keeper, or nobody."""
 
+import errno
 import os
 from collections.abc import MutableMapping
 from typing import NamedTuple
+
+from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.notify import Notifier
 
 _TAKEN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE", "QUIESCE_KEEPER")
 
@@ -32,6 +36,23 @@ class Manager(NamedTuple):
             _number(found.get("QUIESCE_KEEPER")),
             tuple(found.items()),
         )
+
+    def say_failed(self, exc: BaseException) -> None:
+        """ERRNO= and STATUS= of a start that failed before there was a supervisor to say it."""
+        loop = Loop()
+        notifier = Notifier(self.notify_socket, loop)
+        notifier.errno(_errno_of(exc), str(exc))
+        notifier.close()
+        loop.close()
+
+
+def _errno_of(exc: BaseException | None) -> int:
+    """The system's reason, if there is one behind ours."""
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno:
+            return exc.errno
+        exc = exc.__cause__
+    return errno.EINVAL
 
 
 def _number(text: str | None) -> int | None:

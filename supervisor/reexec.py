@@ -89,7 +89,7 @@ class Reexec:
             if not problem:
                 try:
                     self._service.refuse_if_busy()
-                    self._exec(command)
+                    self._exec(command, reply)
                 except (OSError, ConfigError) as exc:
                     problem = str(exc)
             self._service.log.error("reexec refused", reason=problem)
@@ -108,7 +108,7 @@ class Reexec:
             text = "the supervisor died while it was being replaced; the last code that worked goes on"
             reply.result(Exit.FAILED, f"{text} (quiesce {quiesce.__version__}, process {os.getpid()})")
 
-    def _exec(self, command: Sequence[str]) -> None:
+    def _exec(self, command: Sequence[str], reply: Reply) -> None:
         """The point of no return.
 
         Raises:
@@ -116,6 +116,7 @@ class Reexec:
         """
         pairs = [*self._store.kept(), *self._sockets]
         env = {**os.environ, **self._environment(), "QUIESCE_KEPT": kept_environment(pairs, os.getpid())}
+        reply.progress("replacing the supervisor's code; everything else goes on")
         self._service.log.info("replacing the supervisor's code", command=" ".join(command[:4]))
         self._memory.replacing = quiesce.__version__
         self._service.save()

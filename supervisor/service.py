@@ -208,6 +208,18 @@ class Service:
         self.candidates = candidates
         self._start_next(watch)
 
+    def go_on_starting(self, watch: Watch) -> None:
+        """A cold start that another supervisor has begun, if nothing of it is under way."""
+        if self.run is not None or self.stopping is not Stopping.NO:
+            return
+        if self.serving is not None:
+            if all(run.reported for run in self.runs):  # else it tells by itself
+                watch.decided(Ended(0, f"{self.serving.release.id} serves"))
+        elif self.candidates:
+            self._start_next(watch)
+        else:
+            self.start(watch)
+
     def _start_next(self, watch: Watch) -> None:
         release, self.candidates = self.candidates[0], self.candidates[1:]
         recipe = recipe_for(self.settings, release)

@@ -222,6 +222,9 @@ class Worker:
         if named and (named, hello.release) != (self.id, self.release_id):
             self.fail(f"worker {self.id} says that it is {named}, and was killed")
             return
+        if hello.oldest_protocol > msg.PROTOCOL:
+            self._retire(f"its quiesce is {hello.version}, too new for us to command it")
+            return
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
         if named and self.state not in GOING:
@@ -237,6 +240,12 @@ class Worker:
             was=before.value,
             now=self.state.value,
         )
+
+    def _retire(self, why: str) -> None:
+        """We cannot talk to it, but it must not be left alone: without a channel it finishes what it has and leaves."""
+        self._house.log.warning("worker is retired", worker=self.id, pid=self.pid, reason=why)
+        self._asked_to_leave = True
+        self._channel_lost()
 
     def _on_stale(self, message: msg.Message) -> None:
         """Said to the last supervisor: of that only what no `hello` repeats is worth anything."""

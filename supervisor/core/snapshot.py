@@ -103,6 +103,7 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     runtime_dir: str = ""
     state_dir: str = ""
     started_at: float = 0.0
+    attempts: int = 0  # supervisors that began to go on from here, and did not get to their first state
     accepts: bool = False  # READY was said
     stopped: bool = (
         False  # it left by itself: its listeners may be used again, there is nothing else to adopt

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apps import Behaviour, Notes, build
-from harness import Port, running
+from harness import Port, prepared, running
 from harness.fatal import Trigger
 from harness.verdict import assert_all_well
 from load import LoadClient, busy, fresh, idle, post
@@ -91,6 +91,25 @@ def test_in_an_upgrade_that_must_be_undone(fault: str, tmp_path: Path, notes: No
         # What a bad release answered in its bake is its own.
         others = [failure for failure in report.failed if failure.trouble != "status"]
         assert not others, others[:5]
+
+
+@pytest.mark.parametrize("mode", ["run", "start"])
+def test_in_a_cold_start(mode: str, tmp_path: Path, notes: Notes, port: Port) -> None:
+    """At each point: the command that starts it says that it serves, and it does."""
+    trigger = Trigger(tmp_path / "fatal")
+    release = build(tmp_path, "v1", notes)
+    for writes in moments(1):
+        directory = tmp_path / f"i{writes}"
+        with prepared(directory, release, binds=[port.address], mode=mode, env=trigger.env) as instance:
+            trigger.arm(writes)
+            instance.must_start()
+            over = trigger.disarm()
+            instance.settled(2)
+            assert instance.get("/").release == "v1"
+            assert instance.stop() == 0
+            if over:
+                return
+    raise AssertionError("a start has no end")
 
 
 def test_in_a_stop(tmp_path: Path, notes: Notes, port: Port) -> None:
