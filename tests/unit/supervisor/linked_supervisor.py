@@ -37,7 +37,7 @@ def main() -> None:
     if not stored:
         for number in range(20):  # more than the queue of a socket holds
             fd = os.memfd_create("state")
-            os.write(fd, b"%d" % number)
+            os.write(fd, b"%d of %d" % (number, os.getpid()))
             store.put(f"n{number}", fd)
     assert manager.keeper is not None
 
@@ -61,7 +61,7 @@ def main() -> None:
 
     def measured(works: bool) -> None:
         names = [name for name, _ in store.kept()]
-        contents = [os.pread(fd, 9, 0).decode() for _, fd in store.kept()]
+        contents = [os.pread(fd, 99, 0).decode() for _, fd in store.kept()]
         notifier.ready()
         more = {"names": names, "contents": contents, "sockets": len(sockets)}
         store.sync(lambda done: tell(event="hello", works=done, **more))

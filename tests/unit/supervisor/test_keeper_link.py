@@ -106,7 +106,7 @@ def test_a_killed_keeper_is_replaced_and_the_next_supervisor_has_everything(plac
     place.told.connected()
     hello = place.told.next()
     assert hello["pid"] != pid and hello["keeper"] == keeper.pid
-    assert hello["names"] == ALL and hello["contents"] == [str(number) for number in range(20)]
+    assert hello["names"] == ALL and hello["contents"] == [f"{number} of {pid}" for number in range(20)]
     assert hello["sockets"] == 1, "what the user passed to the first keeper is not with the second"
     # And so on: now it is its child again.
     kill(keeper.pid, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_a_killed_keeper_is_replaced_and_the_next_supervisor_has_everything(plac
     assert f"INFO keeper replaced pid={keeper.pid}" in errors
 
 
-def test_who_leaves_does_not_replace_it_and_the_new_keeper_passes_the_status_on(place: Place) -> None:
+def test_the_new_keeper_passes_the_status_on(place: Place) -> None:
     pid = place.hello["pid"]
     place.process.kill()
     keeper = place.told.next()["keeper"]

@@ -45,8 +45,11 @@ def test_how_a_keeper_begins() -> None:
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, preexec_fn=little
     ) as process:
         assert process.stdout is not None
-        found = json.loads(process.stdout.readline())
-        assert process.wait(20) == 0
+        try:
+            found = json.loads(process.stdout.readline())
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
     assert found["argv"][:4] == [sys.executable, "-I", "-S", launch.KEEPER_FILE]
     assert found["argv"][4:6] == ["--watchdog", "7.5"] and found["argv"][8] == "--"
     assert (found["names"], found["told"]) == ("quiesce.report", "hello")
