@@ -14,18 +14,21 @@ from quiesce.shared.logs import Log
 from quiesce.shared.messages import Unlisten
 from quiesce.shared.scoreboard import Scoreboard
 from quiesce.supervisor import fdnames
-from quiesce.supervisor.config import Loaded, Settings
+from quiesce.supervisor.cold_start import ColdStart
+from quiesce.supervisor.config import Loaded, Settings, Unreadable
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.snapshot import Snapshot, SnapshotError, decode, encode
-from quiesce.supervisor.crew import Recipe
+from quiesce.supervisor.crew import Generation, Recipe
+from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.recipes import recipe
 from quiesce.supervisor.rollouts import Plan, RolloutRun
 from quiesce.supervisor.service import Service
 from quiesce.supervisor.settings_state import missing_env, settings_from_json
 from quiesce.supervisor.state_store import StateStore
-from quiesce.supervisor.watching import SILENT, Stopping, Watch
+from quiesce.supervisor.watching import SILENT, Stopping
 
 MOST_ATTEMPTS = 5
+MOST_IDS = 64  # of releases; the history knows those before
 _ANEW = "the workers that run are left to drain, and the service starts anew"
 
 
@@ -114,7 +117,7 @@ class Inheritance:
         self.sockets = []
 
 
-def settings_in_force(snapshot: Snapshot, fresh: Loaded | ConfigError) -> Loaded:
+def settings_in_force(snapshot: Snapshot, fresh: Loaded | Unreadable) -> Loaded:
     """The configuration that a running service goes on with: what was in force, and not what the file says by now.
 
     Values of ``env`` are in no state: they are read again.  If the file cannot be read any more, the
@@ -124,7 +127,37 @@ def settings_in_force(snapshot: Snapshot, fresh: Loaded | ConfigError) -> Loaded
     settings = settings_from_json(snapshot.settings[snapshot.in_force], env)
     if isinstance(fresh, Loaded):
         return replace(fresh, settings=settings, cwd=snapshot.cwd)
-    return Loaded(settings, {}, snapshot.config_file, cwd=snapshot.cwd)
+    return Loaded(
+        settings, {}, snapshot.config_file, fresh.options, fresh.name, fresh.config, cwd=snapshot.cwd
+    )
+
+
+def record(service: Service, memory: Memory, snapshot: Snapshot) -> None:
+    """What the service has to say to the next supervisor; :meth:`Adoption.recall` reads it."""
+    generations = service.crew.generations
+
+    def place(generation: Generation | None) -> int | None:
+        return generations.index(generation) if generation in generations else None
+
+    snapshot.started_at = service.started_at
+    snapshot.stopping = service.stopping.value
+    snapshot.in_force = memory.index(service.settings)
+    snapshot.config_file, snapshot.cwd = service.loaded.file, service.loaded.cwd
+    snapshot.wanted, snapshot.held = service.upkeep.wanted, service.upkeep.held
+    snapshot.replaced = sorted(service.upkeep.replaced)
+    snapshot.notices = service.notices
+    snapshot.generations = [each.record(memory.index(each.recipe.settings)) for each in generations]
+    snapshot.serving = place(service.serving)
+    for run in service.runs:
+        new = place(run.new)
+        if new is not None:
+            snapshot.runs.append(run.record(new, place(run.old), memory.index(run.loaded.settings)))
+    snapshot.candidates = [release.to_json() for release in service.candidates]
+    snapshot.buried = {field.name: count for field, count in service.crew.buried.items()}
+    snapshot.next_numbers = service.crew.next_number
+    snapshot.ids = service.ids[-MOST_IDS:]
+    snapshot.last_cut = service.last_cut
+    snapshot.listeners, snapshot.leaving = service.listeners.to_state(), service.leaving
 
 
 class Adoption:
@@ -144,11 +177,11 @@ class Adoption:
                 "mend it, and see `quiesce check`"
             )
 
-    def recall(self, start: Watch) -> None:
+    def recall(self, start: ColdStart) -> None:
         """Put everything in its place; nobody is talked to yet.
 
         Args:
-            start: Waits for a cold start that is not decided.
+            start: Waits for one that is not decided.
         """
         service, snapshot = self._service, self._snapshot
         service.started_at = snapshot.started_at
@@ -159,29 +192,27 @@ class Adoption:
         service.upkeep.wanted, service.upkeep.held = snapshot.wanted, snapshot.held
         service.upkeep.replaced.update(snapshot.replaced)
         generations = [
-            service.crew.recall(record, self._recipe(record.settings, record.release), self._kept)
-            for record in snapshot.generations
+            service.crew.recall(each, self._recipe(each.settings, each.release), self._kept)
+            for each in snapshot.generations
         ]
         service.crew.recall_counters(snapshot.buried, snapshot.next_numbers)
         if snapshot.serving is not None:
             service.serving = generations[snapshot.serving]
-        for record in snapshot.runs:
-            plan = Plan(record.command, record.wanted, record.bake_s, record.max_error_rate, record.gate)
-            old = generations[record.old] if record.old is not None else None
-            watch = (
-                service.start_watch(start) if record.command == "start" and not record.reported else SILENT
-            )
+        for each in snapshot.runs:
+            plan = Plan(each.command, each.wanted, each.bake_s, each.max_error_rate, each.gate)
+            old = generations[each.old] if each.old is not None else None
+            watch = start.watch() if each.command == "start" and not each.reported else SILENT
             run = RolloutRun(
                 service.crew,
                 service,
                 plan,
-                replace(service.loaded, settings=self._settings[record.settings]),
+                replace(service.loaded, settings=self._settings[each.settings]),
                 watch,
-                generations[record.new],
+                generations[each.new],
                 old,
-                record.uid,
+                each.uid,
             )
-            run.recall(record)
+            run.recall(each)
             service.runs.append(run)
 
     def _recipe(self, settings: int, release: Mapping[str, str]) -> Recipe:

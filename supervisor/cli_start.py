@@ -17,7 +17,7 @@ from quiesce.shared.exitcodes import Exit
 from quiesce.supervisor import fdnames, render
 from quiesce.supervisor.activation import FIRST, KEPT, take_listen_fds
 from quiesce.supervisor.cli_console import Console
-from quiesce.supervisor.config import Loaded, load_settings
+from quiesce.supervisor.config import Loaded, Unreadable, load_settings
 from quiesce.supervisor.config_keys import OPTION_KEYS
 from quiesce.supervisor.daemonize import Reporter, Surroundings, open_standard_streams, start_in_background
 from quiesce.supervisor.launch import become_keeper, is_supervisor, supervisor_command, wants_keeper
@@ -31,13 +31,18 @@ def load(args: Namespace) -> Loaded:
     Raises:
         ConfigError: What is wrong with it.
     """
+    return load_settings(*_asked(args))
+
+
+def _asked(args: Namespace) -> tuple[dict[str, Any], str | None, str | None, str]:
+    """Options, name, file and folder, as ``load_settings`` wants them."""
     given = vars(args)
     options: dict[str, Any] = {key.name: given[key.name] for key in OPTION_KEYS if key.name in given}
     if args.app is not None:
         options["service.app"] = args.app
     if args.bind:
         options["bind"] = args.bind
-    return load_settings(options, given.get("name"), args.config, _here(args))
+    return options, given.get("name"), args.config, _here(args)
 
 
 def _here(args: Namespace) -> str:
@@ -124,7 +129,7 @@ def _serve(args: Namespace, mode: Mode, report: Callable[[StartReport], None]) -
                 report(StartReport(int(Exit.USAGE), str(exc)))
             raise
         # What runs was started with another configuration, and goes on with that.
-        return serve(exc, None, mode=mode, report=report)
+        return serve(Unreadable(exc, *_asked(args)), None, mode=mode, report=report)
 
 
 def _passed(name: str) -> int | None:

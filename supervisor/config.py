@@ -162,6 +162,17 @@ class Loaded:
         return load_settings({**self.options, **(options or {})}, self.name, self.config, self.cwd)
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A configuration that cannot be read, and what is needed to try again: a service that runs already goes on."""
+
+    why: ConfigError
+    options: Mapping[str, object]
+    name: str | None
+    config: str | None
+    cwd: str
+
+
 def load_settings(
     options: Mapping[str, object],
     name: str | None,

@@ -4,13 +4,10 @@ import errno
 import json
 import os
 import resource
-import signal
 import socket
 import sys
-import time
-import traceback
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from quiesce.shared.errors import ConfigError, QuiesceError
@@ -18,9 +15,10 @@ from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log, journal_reads
 from quiesce.supervisor import fdnames, status
 from quiesce.supervisor.activation import take_kept_fds, take_listen_fds
-from quiesce.supervisor.adoption import Adoption, Inheritance, settings_in_force
+from quiesce.supervisor.adoption import Adoption, Inheritance, record, settings_in_force
 from quiesce.supervisor.changes import Changes
-from quiesce.supervisor.config import Loaded, Settings
+from quiesce.supervisor.cold_start import ColdStart
+from quiesce.supervisor.config import Loaded, Settings, Unreadable
 from quiesce.supervisor.control_protocol import Request
 from quiesce.supervisor.control_server import (
     ControlServer,
@@ -42,8 +40,7 @@ from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.manager import Manager
 from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.notify import Notifier
-from quiesce.supervisor.operations import Args, Operations
-from quiesce.supervisor.operations import Reply as ReplyTo
+from quiesce.supervisor.operations import Operations
 from quiesce.supervisor.pidfile import (
     InstanceLock,
     LockedError,
@@ -55,27 +52,28 @@ from quiesce.supervisor.pidfile import (
 from quiesce.supervisor.places import Places
 from quiesce.supervisor.reexec import Reexec
 from quiesce.supervisor.service import Service
+from quiesce.supervisor.signal_commands import SignalCommands
 from quiesce.supervisor.signals import Signals
 from quiesce.supervisor.starting import Mode, StartReport
 from quiesce.supervisor.state_store import StateStore
-from quiesce.supervisor.watching import SILENT, Busy, Ended, Stopping, Watch
+from quiesce.supervisor.surprises import Surprises
+from quiesce.supervisor.watching import SILENT, Ended, Stopping, Watch
 
 STOP_NEWS_S = 1.0
 BEAT_S = 1.0
 EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
 MOST_PIPES = 2048
-SURPRISES, SURPRISES_S = 50, 10.0  # so many bugs in so many seconds are no accident
 
 ReportTo = Callable[[StartReport], None]
 
 
-def serve(loaded: Loaded | ConfigError, places: Places | None, *, mode: Mode, report: ReportTo) -> int:
+def serve(loaded: Loaded | Unreadable, places: Places | None, *, mode: Mode, report: ReportTo) -> int:
     """Run an instance until it stops.
 
     Args:
         loaded: Its configuration, or why there is none: a service that runs already, and whose last supervisor
             has died, does not depend on what lies in the file by now.
-        places: Its directories; they are made.  None with a ConfigError.
+        places: Its directories; they are made.  None if it is unreadable.
         mode: Who is above us.
         report: Called at most once: when it accepts, or when the start failed.  Not called where
             another supervisor has said it before.
@@ -100,8 +98,8 @@ def serve(loaded: Loaded | ConfigError, places: Places | None, *, mode: Mode, re
             assert legacy.snapshot is not None
             places = Places(legacy.snapshot.name, legacy.snapshot.runtime_dir, legacy.snapshot.state_dir)
             loaded = settings_in_force(legacy.snapshot, loaded)
-        elif isinstance(loaded, ConfigError):
-            raise loaded
+        elif isinstance(loaded, Unreadable):
+            raise loaded.why
         assert places is not None
         places.create()
         lock = _lock(places, legacy)
@@ -181,7 +179,7 @@ class _Supervisor:
         self._logfile = self._open_log(loaded, legacy)
         log_fd = self._logfile.fd
         self.log = Log(log_fd, loaded.settings.log.level, journal=journal_reads(log_fd))
-        self.loop.on_error = _Surprises(self.log)
+        self.loop.on_error = Surprises(self.log)
         self._store = FdStore(self.loop, self._notifier, self.log, manager.store_limit)
         for name, fd in legacy.kept.items():
             self._store.found(name, fd)
@@ -204,9 +202,10 @@ class _Supervisor:
             history,
             log_fd,
             self._store,
-            self._memory,
+            self._memory.save,
             legacy.scoreboard(self.log),
         )
+        self._memory.add(partial(record, self.service, self._memory))
         self.service.log_file = self._logfile.path
         self._undo.append(self.service.crew.close)
         self.service.on_change = self._changed
@@ -219,9 +218,10 @@ class _Supervisor:
         lock.write_pid(os.getpid())
         write_pidfile(places.pid, os.getpid())
         self._undo.append(lambda: remove_pidfile(places.pid, os.getpid()) if self._ended else None)
+        self._cold_start = ColdStart(self.service, Watch(self._progress, self._decided, SILENT.finished))
         if self._snapshot is not None:
             self._adoption = Adoption(self.service, self._snapshot, legacy.kept)
-            self._adoption.recall(self._start_watch())
+            self._adoption.recall(self._cold_start)
         for name, fd in legacy.rest().items():
             if name != fdnames.REPORT:  # cli_start writes to it, and we let it go when it has
                 self._store.drop(name)
@@ -233,7 +233,8 @@ class _Supervisor:
         )
         self._keeper = self._watch_keeper()
         self._reexec = self._make_reexec(legacy)
-        self._signals = Signals(self.loop, self._signal_actions())
+        commands = SignalCommands(self.service, self._changes.reopen, self._reexec.reexec, self._on_stop)
+        self._signals = Signals(self.loop, commands.actions())
         self._undo.append(self._signals.close)
         self._title: Callable[[str], None] | None = None
         self._told_line = ""
@@ -349,7 +350,7 @@ class _Supervisor:
             self._memory.open()
             if self._problem:
                 self.service.notice(self._problem)
-            self.service.start(self._start_watch())
+            self._cold_start.begin()
         else:
             self._go_on(self._snapshot)
         self.loop.run()
@@ -375,11 +376,8 @@ class _Supervisor:
             self._notifier.send(QUIESCE_ARGV=json.dumps(supervisor_command(sys.argv[1:])))
         self._adoption.take_over()
         if not snapshot.accepts:
-            self.service.go_on_starting(self._start_watch())
+            self._cold_start.go_on()
         self._on_rollout()
-
-    def _start_watch(self) -> Watch:
-        return Watch(self._progress, self._decided, SILENT.finished)
 
     def _measured(self, works: bool) -> None:
         """Do we survive our own death?"""
@@ -477,79 +475,11 @@ class _Supervisor:
                 f"quiesce: supervisor {self.service.settings.service.name} {serving.release.id} {count}"
             )
 
-    # -- signals ------------------------------------------------------------------------
+    # -- stopping -----------------------------------------------------------------------
 
-    def _signal_actions(self) -> dict[int, Callable[[], None]]:
-        return {
-            signal.SIGHUP: self._on_hup,
-            signal.SIGTERM: lambda: self._on_stop("SIGTERM"),
-            signal.SIGINT: lambda: self._on_stop("SIGINT"),
-            signal.SIGQUIT: lambda: self._stop("SIGQUIT", now=True),
-            signal.SIGTTIN: lambda: self._on_scale("SIGTTIN", 1),
-            signal.SIGTTOU: lambda: self._on_scale("SIGTTOU", -1),
-            signal.SIGWINCH: self._on_winch,
-            signal.SIGUSR1: lambda: self._on_command("SIGUSR1", self._changes.reopen),
-            signal.SIGUSR2: lambda: self._on_command("SIGUSR2", self._reexec.reexec),
-        }
-
-    def _on_hup(self) -> None:
-        """Upgrade; after SIGWINCH: resume."""
-        if self._is_changing("SIGHUP"):
-            return
-        if self.service.upkeep.held:
-            self.log.info("SIGHUP: resuming")
-            self.service.upkeep.readmit()
-            return
-        self.log.info("SIGHUP: upgrading")
-        try:
-            self.service.upgrade({}, None, {}, SILENT._replace(decided=self._log_ended))
-        except QuiesceError as exc:
-            self.log.warning("SIGHUP: no upgrade", why=str(exc))
-
-    def _is_changing(self, name: str) -> bool:
-        """A rollout quiesces and resumes by itself: a second hand would upset its table."""
-        try:
-            self.service.refuse_if_busy()
-        except Busy as exc:
-            self.log.warning(f"{name} ignored", why=str(exc))
-            return True
-        return False
-
-    def _log_ended(self, ended: Ended) -> None:
-        if ended.code == Exit.OK:
-            self.log.info(ended.text)
-        else:
-            self.log.multiline("error", ended.text, ended.detail)
-
-    def _on_command(self, name: str, command: Callable[[Args, ReplyTo], None]) -> None:
-        """A signal that means a command; what it would have said goes into the log."""
-        try:
-            command({}, _LogReply(self.log, name))
-        except QuiesceError as exc:
-            self.log.warning(f"{name}: nothing was done", why=str(exc))
-
-    def _on_scale(self, name: str, by: int) -> None:
-        wanted = max(1, self.service.upkeep.wanted + by)
-        self.log.info(name, workers=wanted)
-        try:
-            self.service.scale(wanted)
-        except QuiesceError as exc:
-            self.log.warning(f"{name} ignored", why=str(exc))
-
-    def _on_winch(self) -> None:
-        # A terminal sends it whenever its window changes size.
-        if _has_terminal():
-            return
-        if self._is_changing("SIGWINCH"):
-            return
-        self.log.info("SIGWINCH: quiescing all workers; SIGHUP resumes")
-        self.service.upkeep.hold()
-
-    def _on_stop(self, name: str) -> None:
-        """The first one is graceful, a second one is fast."""
-        self._stop(name, now=self.service.stopping is not Stopping.NO)
-
-    def _stop(self, name: str, *, now: bool) -> None:
+    def _on_stop(self, name: str, now: bool) -> None:
+        """The first signal is graceful, a second one is fast."""
+        now = now or self.service.stopping is not Stopping.NO
         if self.service.stopping is Stopping.FAST:
             return
         self.log.info(f"{name}: stopping", how="fast" if now else "graceful")
@@ -594,41 +524,6 @@ class _Supervisor:
             undo()
 
 
-class _LogReply:
-    """Where a command that came as a signal says how it went."""
-
-    def __init__(self, log: Log, name: str) -> None:
-        self._log = log
-        self._name = name
-
-    def progress(self, text: str, **data: Any) -> None:
-        self._log.info(f"{self._name}: {text}")
-
-    def result(self, code: int, text: str, detail: str = "", data: dict[str, Any] | None = None) -> None:
-        if code == Exit.OK:
-            self._log.info(f"{self._name}: {text}")
-        else:
-            self._log.multiline("error", f"{self._name}: {text}", detail)
-
-
-class _Surprises:
-    """Logs what a callback of ours raised, and goes on; gives up when it goes on for ever."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._when: deque[float] = deque(maxlen=SURPRISES)
-
-    def __call__(self, exc: Exception) -> None:
-        text = "".join(traceback.format_exception(exc))
-        self._log.multiline("error", "bug in quiesce; it goes on", text, error=repr(exc))
-        now = time.monotonic()
-        self._when.append(now)
-        if len(self._when) == SURPRISES and now - self._when[0] < SURPRISES_S:
-            # A level-triggered descriptor that nobody can serve would spin for ever: a supervisor
-            # that ends lets its workers drain, one that spins starves them.
-            raise exc
-
-
 def _most_kept(settings: Settings) -> int:
     """So many descriptors may we ever want to have kept, and so many are asked for where nobody says how many fit."""
     generations = settings.rollout.max_generations + 1 if settings.rollout.max_generations else 4
@@ -643,11 +538,3 @@ def _inode(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return info.st_dev, info.st_ino
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

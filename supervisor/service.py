@@ -19,19 +19,15 @@ from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.core.releases import (
     Release,
     choose_rollback,
-    cold_start_order,
-    good_ones,
     next_id,
 )
 from quiesce.supervisor.core.rollout import phase
-from quiesce.supervisor.core.snapshot import Snapshot
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.crew import KEPT_PER_WORKER, Crew, Generation, Recipe
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
-from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.recipes import recipe as recipe_for
 from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
@@ -53,17 +49,22 @@ class Service:
         history: History,
         log_fd: int,
         store: FdStore,
-        memory: Memory | None = None,
+        save: Callable[[], None] = lambda: None,
         scoreboard: Scoreboard | None = None,
     ) -> None:
-        """``memory``: where the state is written down; ``scoreboard``: the one that another supervisor has left."""
+        """Args as the parts they are; further:
+
+        save: Writes down how things are, for the next supervisor; called before they are acted on.
+        scoreboard: The one that another supervisor has left.
+        """
         self.loop = loop
         self.log = log
         self.loaded = loaded
         self.listeners = listeners
         self.history = history
         self.store = store
-        self.crew = Crew(loop, log, listeners, store, self.save, self._worker_changed, scoreboard)
+        self.save = save
+        self.crew = Crew(loop, log, listeners, store, save, self._worker_changed, scoreboard)
         self.started_at = time.time()
         self.serving: Generation | None = None
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
@@ -80,42 +81,12 @@ class Service:
         self.leaving: list[str] = []  # listeners that workers are being told to let go
         self.log_fd = log_fd
         self.log_file: str | None = None  # for people who ask where it is
-        self.candidates: list[Release] = []  # of a cold start: what is tried if this one fails
+        self.candidates: list[
+            Release
+        ] = []  # of a cold start (cold_start.py): what is tried if this one fails
         self.ids = history.used_ids()
-        self._memory = memory
         self._waiters = Waiters()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers)
-        if memory is not None:
-            memory.add(self._record_state)
-
-    def save(self) -> None:
-        """Write down how things are, for the next supervisor."""
-        if self._memory is not None:
-            self._memory.save()
-
-    def _record_state(self, snapshot: Snapshot) -> None:
-        memory, generations = self._memory, self.crew.generations
-        assert memory is not None
-        snapshot.started_at = self.started_at
-        snapshot.stopping = self.stopping.value
-        snapshot.in_force = memory.index(self.settings)
-        snapshot.config_file, snapshot.cwd = self.loaded.file, self.loaded.cwd
-        snapshot.wanted, snapshot.held = self.upkeep.wanted, self.upkeep.held
-        snapshot.drained_by_hand = self.crew.scoreboard.unready
-        snapshot.replaced = sorted(self.upkeep.replaced)
-        snapshot.notices = self.notices
-        snapshot.generations = [g.record(memory.index(g.recipe.settings)) for g in generations]
-        snapshot.serving = _place(generations, self.serving)
-        for run in self.runs:
-            new, old = _place(generations, run.new), _place(generations, run.old)
-            if new is not None:
-                snapshot.runs.append(run.record(new, old, memory.index(run.loaded.settings)))
-        snapshot.candidates = [release.to_json() for release in self.candidates]
-        snapshot.buried = {field.name: count for field, count in self.crew.buried.items()}
-        snapshot.next_numbers = self.crew.next_number
-        snapshot.ids = self.ids[-64:]
-        snapshot.last_cut = self.last_cut
-        snapshot.listeners, snapshot.leaving = self.listeners.to_state(), self.leaving
 
     @property
     def settings(self) -> Settings:
@@ -151,7 +122,7 @@ class Service:
         again = self.loaded.reload()
         named = {f"service.{key}": value for key, value in options.items()}
         loaded = self.loaded.reload(named) if named else again
-        release = resolve(loaded.settings, self._new_id(), label)
+        release = resolve(loaded.settings, self.new_id(), label)
         if plan.get("if_changed") and self.serving is not None and release.same_as(self.serving.release):
             return None
         recipe = recipe_for(loaded.settings, release)
@@ -164,7 +135,7 @@ class Service:
             wanted = again.settings.service.workers  # else `scale` stays in force
         self.refuse_without_room(wanted)
         self.ids.append(release.id)
-        return self._roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
+        return self.roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
     def rollback(self, which: str | None, watch: Watch) -> RolloutRun:
         """Back to the previous good release, or to the one that is named.
@@ -180,65 +151,7 @@ class Service:
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
         self.refuse_without_room(self.upkeep.wanted)
-        return self._roll_out("rollback", release, recipe, {}, watch)
-
-    def start(self, watch: Watch) -> None:
-        """The cold start: the configured release, gated; else the newest good one still on disk.
-
-        Raises:
-            ConfigError: What is asked for cannot be meant and there is nothing to fall back to.
-        """
-        outcomes = self.history.outcomes()
-        good = [release for release in good_ones(outcomes) if exists(release)]
-        configured: Release | None = None
-        try:
-            configured = resolve(self.settings, self._new_id(), None)
-        except ConfigError as exc:
-            if not good:
-                raise
-            self.notice(str(exc))
-        candidates = cold_start_order(configured, good, outcomes)
-        if configured is not None and configured not in candidates:
-            self.notice(
-                f"{configured.path} was rolled back before and is not started; "
-                "`quiesce upgrade` tries it again once it is mended"
-            )
-        elif configured is not None:
-            self.ids.append(configured.id)
-        self.candidates = candidates
-        self._start_next(watch)
-
-    def go_on_starting(self, watch: Watch) -> None:
-        """A cold start that another supervisor has begun, if nothing of it is under way."""
-        if self.run is not None or self.stopping is not Stopping.NO:
-            return
-        if self.serving is not None:
-            if all(run.reported for run in self.runs):  # else it tells by itself
-                watch.decided(Ended(0, f"{self.serving.release.id} serves"))
-        elif self.candidates:
-            self._start_next(watch)
-        else:
-            self.start(watch)
-
-    def _start_next(self, watch: Watch) -> None:
-        release, self.candidates = self.candidates[0], self.candidates[1:]
-        recipe = recipe_for(self.settings, release)
-        self._roll_out("start", release, recipe, {"bake": 0.0}, self.start_watch(watch))
-
-    def start_watch(self, watch: Watch) -> Watch:
-        """Of a cold start: a release that fails is followed by the next candidate, and only the last one is told."""
-
-        def decided(ended: Ended) -> None:
-            if ended.code == 0 or not self.candidates or self.stopping is not Stopping.NO:
-                watch.decided(ended)
-                return
-            rest = self.candidates[0]
-            self.notice(f"{ended.text}; serving the last good release {rest.id} ({rest.path}) instead")
-            if ended.detail:
-                self.log.multiline("error", "start failed", ended.detail)
-            self._start_next(watch)
-
-        return Watch(watch.progress, decided, watch.finished)
+        return self.roll_out("rollback", release, recipe, {}, watch)
 
     def refuse_if_busy(self) -> None:
         """Raise Busy while a change is being decided, or at the end."""
@@ -267,10 +180,11 @@ class Service:
                 "or more (outside systemd: the limit of open files, `ulimit -n`), or let fewer generations run at once"
             )
 
-    def _new_id(self) -> str:
+    def new_id(self) -> str:
+        """A release id that was never used."""
         return next_id(self.ids)
 
-    def _roll_out(
+    def roll_out(
         self,
         command: str,
         release: Release,
@@ -594,7 +508,3 @@ class Service:
 
 def _id(generation: Generation | None) -> str:
     return generation.release.id if generation is not None else ""
-
-
-def _place(generations: list[Generation], generation: Generation | None) -> int | None:
-    return generations.index(generation) if generation in generations else None

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from quiesce.shared.errors import ConfigError, ControlError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log
+from quiesce.supervisor.cold_start import ColdStart
 from quiesce.supervisor.config import Loaded
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
@@ -61,7 +62,7 @@ def _check_in(loaded: Loaded, folder: str) -> StartReport:
 
     service.on_gone = loop.stop
     try:
-        service.start(SILENT._replace(decided=decided))
+        ColdStart(service, SILENT._replace(decided=decided)).begin()
         loop.run()
     finally:
         service.crew.close()

@@ -115,7 +115,6 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     cwd: str = "/"
     wanted: int = 0
     held: bool = False
-    drained_by_hand: bool = False  # `quiesce drain` is in force
     replaced: list[str] = []
     notices: list[str] = []
     generations: list[GenerationRecord] = []

@@ -5,7 +5,7 @@ import os
 from quiesce.shared.errors import ConfigError
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.adoption import MOST_ATTEMPTS, Inheritance, settings_in_force
-from quiesce.supervisor.config import load_settings
+from quiesce.supervisor.config import Unreadable, load_settings
 from quiesce.supervisor.core.snapshot import Snapshot, decode, encode
 from quiesce.supervisor.settings_state import settings_to_json
 from quiesce.supervisor.state_store import StateStore
@@ -100,7 +100,11 @@ def test_the_configuration_in_force_is_not_what_the_file_says_by_now() -> None:
     in_force = settings_in_force(snapshot, new)
     assert (in_force.settings.service.app, in_force.settings.rollout.bake) == ("shop", 7.0)
     assert in_force.settings.service.env == {"A": "fresh"}
-    without = settings_in_force(snapshot, ConfigError("the file is broken"))
+    broken = Unreadable(
+        ConfigError("the file is broken"), {"service.app": "shop"}, None, "/etc/shop.toml", "/"
+    )
+    without = settings_in_force(snapshot, broken)
+    assert without.config == "/etc/shop.toml", "the next upgrade reads the right file again"
     assert without.settings.rollout.bake == 7.0 and without.settings.service.env == {}
 
 
