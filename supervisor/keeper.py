@@ -17,8 +17,8 @@ Rules:
 2. Messages are the supervisor's only (SCM_CREDENTIALS); what others send is closed unread.
 3. What is stored lives here under its name, in the order of arrival, until it is removed by name
    or its other end is gone (POLLHUP, POLLERR; not with FDPOLL=0).  The same name twice is two
-   descriptors, but the same socket or file under the same name is kept once: systemd drops what
-   kcmp(2) says is the same, and here st_ino must do.
+   descriptors, but the same socket, file or process under the same name is kept once: systemd drops
+   what kcmp(2) says is the same, and here st_ino and the pid must do.
 4. A supervisor that has served is never given up: workers run on without one, and wait.
 5. Who was asked to stop stays stopped.
 """
@@ -213,10 +213,24 @@ def place(fds: list[int], first: int = 3) -> None:
 
 
 def same_file(fd: int, other: int) -> bool:
-    """Are both the same socket, file or memfd?  Pipes and pidfds cannot be told apart by their inode."""
+    """Are both the same socket, file, memfd or process?  Pipes cannot be told apart by their inode."""
     one, two = os.fstat(fd), os.fstat(other)
     kind = one.st_mode & 0o170000
+    if kind == 0:  # a pidfd, and before Linux 6.9 all of them have one inode
+        process = _process_behind(fd)
+        return process is not None and process == _process_behind(other)
     return kind in (0o140000, 0o100000) and (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+
+
+def _process_behind(pidfd: int) -> bytes | None:
+    """A line that names the process; None if this is no pidfd, or /proc is closed to us.  proc_pid_fdinfo(5)."""
+    try:
+        fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    lines = os.read(fd, 4096).split(b"\n")
+    os.close(fd)
+    return next((line for line in lines if line.startswith(b"Pid:")), None)
 
 
 def has_terminal() -> bool:

@@ -241,6 +241,26 @@ def test_a_killed_supervisor_gets_its_descriptors_back(kept: Kept) -> None:
     assert kept.wait() == 0
 
 
+def test_what_is_put_again_is_kept_once(kept: Kept) -> None:
+    """A supervisor that goes on, after a death or a `reexec`, puts again what it has, and there is no end to that."""
+    first = kept.start().next()
+    assert (
+        first.do(
+            "fds.update(file=memfd('x'), sock=os.dup(conn.fileno()), process=os.pidfd_open(os.getppid()))"
+        )
+        is None
+    )
+    again = "[keep(name, fds[name]) for name in ('file', 'sock', 'process')]"
+    assert first.do(again) == first.do(again) == [True] * 3
+    assert first.do("keep('process', os.pidfd_open(os.getpid()))")
+    first.ready()
+    kill(first.pid, signal.SIGKILL)
+    second = kept.next()
+    assert second.names == ["file", "sock", "process", "process"], "two processes are two"
+    second.end(0)
+    assert kept.wait() == 0
+
+
 def test_what_a_supervisor_finds(kept: Kept, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.set_inheritable(write, True)
