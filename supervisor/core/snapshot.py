@@ -135,7 +135,10 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
 
 def encode(snapshot: Snapshot) -> bytes:
     """As bytes, pure ASCII: file names that are no UTF-8 hold lone surrogates, which msgspec's own JSON refuses."""
-    return json.dumps(msgspec.to_builtins(snapshot), separators=(",", ":"), allow_nan=False).encode("ascii")
+    document = msgspec.to_builtins(snapshot)
+    # Also where they are the defaults: those of who reads it may be others.
+    document.update(schema=snapshot.schema, oldest=snapshot.oldest)
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def decode(data: bytes) -> Snapshot:
