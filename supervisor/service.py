@@ -26,6 +26,7 @@ from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.crew import KEPT_PER_WORKER, Crew, Generation, Recipe
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
+from quiesce.supervisor.keeper import RESERVED
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.recipes import recipe as recipe_for
@@ -173,11 +174,13 @@ class Service:
         """
         room, wanted = self.store.room, more * KEPT_PER_WORKER
         if room is not None and room < wanted:
-            need = self.store.used + wanted
+            need, what = self.store.used + wanted, "FileDescriptorStoreMax= of the unit"
+            if self.keeper() is not None:
+                need, what = need + RESERVED, "the limit of open files (`ulimit -n`)"
             raise ConfigError(
                 f"{plural(more, 'more worker')} would need {wanted} places in the descriptor store, and {room} are "
-                f"free: they could not survive the supervisor. Raise FileDescriptorStoreMax= of the unit to {need} "
-                "or more (outside systemd: the limit of open files, `ulimit -n`), or let fewer generations run at once"
+                f"free: they could not survive the supervisor. Raise {what} to {need} or more, "
+                "or let fewer generations run at once"
             )
 
     def new_id(self) -> str:
