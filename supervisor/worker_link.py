@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from quiesce.shared import messages as msg
-from quiesce.shared.channel import Channel, Incoming
+from quiesce.shared.channel import Channel
 from quiesce.shared.deadlines import Timer
-from quiesce.shared.errors import FdPassingError, IllegalTransition, PeerClosed, ProtocolError
+from quiesce.shared.errors import IllegalTransition
 from quiesce.shared.exitcodes import WorkerExit
-from quiesce.shared.fdpass import close_all
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
 from quiesce.supervisor import fdnames
@@ -32,7 +31,8 @@ from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.snapshot import WorkerRecord
 from quiesce.supervisor.health import HealthRule, Prober
 from quiesce.supervisor.listeners import Listeners
-from quiesce.supervisor.loop import READ, WRITE, Loop
+from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.worker_wire import Wire
 
 QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` in this time is killed
 ANSWER_S = 5.0  # for words whose lateness costs nothing
@@ -129,7 +129,7 @@ class Worker:
         self.connections_cut = 0
         self._house = house
         self._terms = terms
-        self._channel = parts.channel
+        self._wire = Wire(house.loop, house.log, parts.channel, self)
         self._capture = parts.capture
         self._on_trial = True  # its output goes to the capture, and its last lines are evidence
         self._pidfd = parts.pidfd
@@ -139,12 +139,6 @@ class Worker:
         self._prober: Prober | None = None
         self._asked_to_leave = False
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
-        self._identify: int | None = None  # the `identify` that it has not answered yet
-        self._asked: dict[
-            int, Callable[[Worker], None]
-        ] = {}  # others, by number, and who waits for the answer
-        if self._channel is not None:
-            house.loop.watch(self._channel.fileno(), self._on_channel)
         if self._pidfd >= 0:
             house.loop.watch(self._pidfd, self._on_exit)
         if record is None:
@@ -161,8 +155,8 @@ class Worker:
     def _keep(self) -> None:
         """Put what the next supervisor needs into the descriptor store; `configure` waits for that."""
         store = self._house.store
-        if self._channel is not None:
-            store.put(fdnames.channel(self.key), self._channel.fileno())
+        if self._wire.is_open:
+            store.put(fdnames.channel(self.key), self._wire.fileno())
         if self._pidfd >= 0:
             store.put(fdnames.pidfd(self.key), self._pidfd)
         if self._capture is not None:
@@ -207,17 +201,15 @@ class Worker:
         if self._pidfd < 0:
             self._gone(Ended())
             return
-        if self._channel is None:
+        if not self._wire.is_open:
             self._cut_in = self._cut_in or self.state
             self._handle(Event.CHANNEL_LOST)
             return
-        self._keep()
-        self._identify = self._tell(msg.Identify())
+        self._wire.identify()
         self._step(adoption.at_once(self.state))
 
-    def _on_identity(self, hello: msg.Hello) -> None:
+    def on_identity(self, hello: msg.Hello) -> None:
         """The answer to `identify`: now the worker and our books agree again."""
-        self._identify = None
         named = hello.worker
         if named and (named, hello.release) != (self.id, self.release_id):
             self.fail(f"worker {self.id} says that it is {named}, and was killed")
@@ -245,9 +237,9 @@ class Worker:
         """We cannot talk to it, but it must not be left alone: without a channel it finishes what it has and leaves."""
         self._house.log.warning("worker is retired", worker=self.id, pid=self.pid, reason=why)
         self._asked_to_leave = True
-        self._channel_lost()
+        self.on_wire_lost()
 
-    def _on_stale(self, message: msg.Message) -> None:
+    def on_stale(self, message: msg.Message) -> None:
         """Said to the last supervisor: of that only what no `hello` repeats is worth anything."""
         if isinstance(message, msg.Failed):
             self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
@@ -292,16 +284,7 @@ class Worker:
 
     def when_heard(self, then: "Callable[[Worker], None]") -> None:
         """Call ``then`` when it has obeyed everything that was said to it so far, or never will."""
-        seq = self._tell(msg.Identify())
-        if seq is None:
-            self._house.loop.call_soon(lambda: then(self))
-        else:
-            self._asked[seq] = then
-
-    def _heard_all(self) -> None:
-        asked, self._asked = self._asked, {}
-        for then in asked.values():
-            then(self)
+        self._wire.when_heard(lambda: then(self))
 
     def tell(self, message: msg.Message, fds: Sequence[int] = ()) -> None:
         """Say something that is no order of its lifecycle (`listen`, `unlisten`)."""
@@ -328,42 +311,7 @@ class Worker:
 
     # -- events -------------------------------------------------------------------------
 
-    def _on_channel(self, events: int) -> None:
-        if events & WRITE:
-            self._flush()
-        try:
-            while self._channel is not None and (incoming := self._channel.receive()) is not None:
-                close_all(incoming.fds)  # a worker has no descriptor to give us
-                self._on_incoming(incoming)
-        except PeerClosed:
-            self._channel_lost()
-        except (ProtocolError, FdPassingError) as exc:
-            self._house.log.error("worker talks nonsense", worker=self.id, pid=self.pid, error=str(exc))
-            self._channel_lost()
-
-    def _on_incoming(self, incoming: Incoming) -> None:
-        if isinstance(incoming.message, msg.Hello) and incoming.re in self._asked:
-            self._asked.pop(incoming.re)(self)
-        elif self._identify is None:
-            self._on_message(incoming.message)
-        elif isinstance(incoming.message, msg.Hello) and incoming.re == self._identify:
-            self._on_identity(incoming.message)
-        else:
-            self._on_stale(incoming.message)
-
-    def _flush(self) -> None:
-        if self._channel is None:
-            return
-        try:
-            self._channel.flush()
-            self._watch_channel()
-        except PeerClosed:
-            pass  # its last words are read first; receive() says when nothing more comes
-        except FdPassingError as exc:
-            self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
-            self._channel_lost()
-
-    def _on_message(self, message: msg.Message) -> None:
+    def on_message(self, message: msg.Message) -> None:
         self.copy_output()
         event = _WORDS.get(type(message))
         if event is None:
@@ -383,10 +331,9 @@ class Worker:
             self.connections_cut = message.cut
         self._handle(event)
 
-    def _channel_lost(self) -> None:
-        if self._channel is None:
-            return
-        self._close_channel()
+    def on_wire_lost(self) -> None:
+        """Its end of the channel is closed, or nothing that comes makes sense."""
+        self._close_wire()
         self._cut_in = self._cut_in or self.state
         self._handle(Event.CHANNEL_LOST)
 
@@ -401,12 +348,11 @@ class Worker:
 
     def _gone(self, how: Ended) -> None:
         # What it said just before it died may still lie in the channel.
-        if self._channel is not None:
-            self._on_channel(READ)
+        self._wire.read()
         if not self._asked_to_leave and not self.failure:
             self._lost(self._why_it_ended(how))
         self.copy_output()
-        self._close_channel()
+        self._close_wire()
         if self._prober is not None:
             self._prober.cancel()
         if self._pidfd >= 0:
@@ -531,37 +477,13 @@ class Worker:
 
     def _send(self, message: msg.Message, fds: Sequence[int] = ()) -> bool:
         """Say it.  False: it will never be heard."""
-        return self._tell(message, fds) is not None
+        return self._wire.tell(message, fds) is not None
 
-    def _tell(self, message: msg.Message, fds: Sequence[int] = ()) -> int | None:
-        """Say it, and return its number; None: it will never be heard."""
-        if self._channel is None:
-            return None
-        try:
-            seq = self._channel.send(message, fds)
-            self._watch_channel()
-        except PeerClosed:
-            return None  # as in _flush()
-        except (ProtocolError, FdPassingError) as exc:
-            self._house.log.error("cannot talk to worker", worker=self.id, error=str(exc))
-            # Not from inside the step that sends: one event at a time.
-            self._house.loop.call_soon(self._channel_lost)
-            return None
-        return seq
-
-    def _watch_channel(self) -> None:
-        if self._channel is not None:
-            events = READ | WRITE if self._channel.wants_write else READ
-            self._house.loop.rewatch(self._channel.fileno(), events)
-
-    def _close_channel(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
+    def _close_wire(self) -> None:
+        if self._wire.is_open:
             # The store's copy goes too: while it is open the worker sees no end of its channel.
             self._house.store.drop(fdnames.channel(self.key))
-            self._house.loop.unwatch(channel.fileno())
-            channel.close()
-            self._heard_all()
+            self._wire.close()
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:

@@ -349,7 +349,7 @@ class Successor(Stage):
     def die(self, state: State) -> None:
         """The first supervisor is gone, without a word; the next one begins."""
         old, record = self.worker, self.worker.record()
-        channel, pidfd = old._channel, old._pidfd
+        channel, pidfd = old._wire._channel, old._pidfd
         assert channel is not None and old._capture is not None
         for fd in (channel.fileno(), pidfd):
             self.loop.unwatch(fd)
@@ -362,7 +362,6 @@ class Successor(Stage):
         capture = Capture.adopt(os.dup(self.capture.cursor))
         self.capture.close()
         self.capture = capture
-        self.store.names.clear()
         self.worker = Worker(self, Parts("0" * 16, old.pid, pidfd, again, capture), 3, 1, self.terms, record)
         self.worker.watcher = lambda worker, before, new: self.seen.append(new)
         self.worker.take_over()
