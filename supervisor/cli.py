@@ -113,14 +113,14 @@ def _change(args: Namespace, console: Console) -> int:
 
 def _stop(args: Namespace, console: Console) -> int:
     """As `_change`; what is stopped has also left: the next `start` finds lock and port free."""
-    from quiesce.supervisor.control_client import _is_held, choose_instance
+    from quiesce.supervisor.control_client import choose_instance, is_held
 
     places = choose_instance(getattr(args, "name", None), getattr(args, "runtime_dir", None))
     code = _change(args, console)
     # The keeper is the last to hold the lock.  Somebody who starts the instance anew in this very moment
     # holds it too, and is not waited for long.
     until = time.monotonic() + LEAVES_S
-    while code == Exit.OK and time.monotonic() < until and _is_held(places.lock):
+    while code == Exit.OK and time.monotonic() < until and is_held(places.lock):
         time.sleep(LOOK_S)
     return code
 

@@ -214,7 +214,7 @@ class _Asking:
         """
         refused_until = time.monotonic() + REFUSED_S
         told = False
-        while _is_held(self._places.lock):
+        while is_held(self._places.lock):
             if not told and self._command != "reexec":  # there it is what was asked for
                 told = True
                 self._on_progress(Progress("the supervisor went away; waiting for the next one to take over"))
@@ -265,7 +265,7 @@ def _was_read(sock: socket.socket) -> bool:
     return not any(unread)
 
 
-def _is_held(lock: str) -> bool:
+def is_held(lock: str) -> bool:
     """Does anybody hold the instance: a supervisor, or a keeper or systemd for a dead one?
 
     A lock that is free is ours for an instant, shared: a `start` of just then may be told that the

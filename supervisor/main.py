@@ -170,6 +170,7 @@ class _Supervisor:
         self._code = int(Exit.OK)
         self._accepts = False
         self._ended = False
+        self._keeper: KeeperLink | None = None
         self._undo: list[Callable[[], None]] = []
         raise_file_limit()
         self.loop = Loop()
@@ -245,7 +246,14 @@ class _Supervisor:
             return None
         argv = supervisor_command(sys.argv[1:])
         keeper = KeeperLink(
-            self.loop, self.log, self._store, self._notifier, argv, pid, on_change=self.service.changed
+            self.loop,
+            self.log,
+            self._store,
+            self._notifier,
+            argv,
+            pid,
+            on_change=self.service.changed,
+            sockets=self._sockets,
         )
         self._undo.append(keeper.close)
         self.service.keeper = lambda: keeper.pid
@@ -461,6 +469,8 @@ class _Supervisor:
     def _changed(self) -> None:
         """Show the truth: STATUS= and the process title, when it has changed."""
         self._extend()
+        if self._keeper is not None and self.service.stopping is not Stopping.NO:
+            self._keeper.stop_watching()  # one that dies now is not replaced by one that was told nothing of the end
         if not self._accepts:
             return
         line = status.one_line(self.service)
