@@ -199,7 +199,9 @@ class Adoption:
         if snapshot.serving is not None:
             service.serving = generations[snapshot.serving]
         for each in snapshot.runs:
-            plan = Plan(each.command, each.wanted, each.bake_s, each.max_error_rate, each.gate)
+            plan = Plan(
+                each.command, each.wanted, each.bake_s, each.max_error_rate, each.gate, each.by_manager
+            )
             old = generations[each.old] if each.old is not None else None
             watch = start.watch() if each.command == "start" and not each.reported else SILENT
             run = RolloutRun(

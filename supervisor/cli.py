@@ -145,6 +145,8 @@ def _arguments(args: Namespace) -> dict[str, Any]:
         given["python"] = _interpreter(given["python"])
     if "/" in given.get("which", "") or given.get("which") in (".", ".."):
         given["which"] = _directory_or_label(given["which"])
+    if args.command == "upgrade" and "MAINPID" in os.environ:
+        given["reload"] = True  # ExecReload= of the unit: systemd waits for us and needs no other sign
     if args.command == "scale" and not 1 <= args.workers <= 1000:
         raise UsageError(f"scale wants a number of workers from 1 to 1000, not {args.workers}")
     return given

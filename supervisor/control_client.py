@@ -212,6 +212,9 @@ class _Asking:
                 (a keeper or systemd holds it for a dead supervisor), nobody listens for 5 s although
                 somebody holds it, or nobody says a word for 60 s.
         """
+        if "MAINPID" in os.environ:
+            # We are ExecReload= of the very unit: systemd starts no supervisor before we have ended.
+            raise _lost(self._command)
         refused_until = time.monotonic() + REFUSED_S
         told = False
         while is_held(self._places.lock):

@@ -18,6 +18,7 @@ from quiesce.supervisor import fdnames
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.notify import MAX_FDS, Notifier
 
+SETTLE_S = 0.5
 ANSWER_TIMEOUT_S = 5.0  # a barrier takes 0.25 to 5 ms on an idle machine
 _FOR_THE_BARRIER = 4  # its pipe, and two to spare
 
@@ -195,6 +196,14 @@ class FdStore:
         reading, datagrams = self._send_pipes(1 if self._limit is not None else max(2, most))
 
         def answer(answered: bool) -> None:
+            # systemd 254 closes what does not fit by a helper thread, which may be late (134 ms, seen on a
+            # busy machine): where some are gone, the others may follow.
+            if answered and self._limit is None and 0 < _still_held(reading) < len(reading):
+                self._loop.call_at(self._loop.now() + SETTLE_S, lambda: settled(True))
+            else:
+                settled(answered)
+
+        def settled(answered: bool) -> None:
             self._judge(reading, datagrams, answered)
             self._log.debug(
                 "descriptor store measured",
@@ -240,8 +249,7 @@ class FdStore:
         for fd in reading:
             os.close(fd)
         self._notifier.unstore(fdnames.CHECK)
-        # systemd 254 closes the first that does not fit by a helper thread, perhaps after it has
-        # answered: one of each datagram may seem to be kept.  It has told its limit, unless that is 0.
+        # One of each datagram may still seem to be kept.  systemd 254 has told its limit, unless that is 0.
         ghosts = datagrams if self._limit is None else 0
         if not reading:
             self._fails(_NO_PIPES)

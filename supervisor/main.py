@@ -434,8 +434,12 @@ class _Supervisor:
         """A change of release begins or is decided: `systemctl reload` waits for the second."""
         if not self._accepts or self.service.stopping is not Stopping.NO:
             return
-        if self.service.run is not None:
-            self._notifier.reloading(status.one_line(self.service))
+        run = self.service.run
+        if run is not None:
+            # After a RELOADING=1 whose sender dies, systemd 257 starts no other before its watchdog has gone
+            # off; so it is not said to a reload job that waits for its own command anyway.
+            if not run.plan.by_manager:
+                self._notifier.reloading(status.one_line(self.service))
             self._extend()
         else:
             self._notifier.ready(status.one_line(self.service))

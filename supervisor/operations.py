@@ -153,6 +153,7 @@ class Operations:
         plan: dict[str, object] = {
             "force": bool(args.get("force")),
             "if_changed": bool(args.get("if_changed")),
+            "by_manager": bool(args.get("reload")),
         }
         if args.get("bake") is not None:
             plan["bake"] = _seconds(args["bake"])

@@ -49,7 +49,18 @@ def _interpreter(path: str, configured: str) -> str:
             )
         return python
     own = os.path.join(path, ".venv/bin/python")
-    return own if os.access(own, os.X_OK) else sys.executable
+    if os.access(own, os.X_OK):
+        return own
+    try:
+        os.stat(os.path.join(path, ".venv", "bin"))
+    except PermissionError as exc:
+        # Our own Python would serve it with other libraries than it was deployed with.
+        raise ConfigError(
+            f"{path}/.venv is closed to this supervisor; let its user or group enter it, or set `python`"
+        ) from exc
+    except OSError:
+        pass  # there is none
+    return sys.executable
 
 
 def read_env_files(names: tuple[str, ...]) -> list[dict[str, str]]:

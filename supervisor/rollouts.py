@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     bake_s: float
     max_error_rate: float
     gate: bool = True  # False: `--force`
+    by_manager: bool = False  # systemd's own reload job, which waits for its command and not for READY=1
 
 
 class Boss(Protocol):
@@ -151,6 +152,7 @@ class RolloutRun:
             bake_s=self.plan.bake_s,
             max_error_rate=self.plan.max_error_rate,
             gate=self.plan.gate,
+            by_manager=self.plan.by_manager,
             since=self.since,
             state_since=self.state_since,
             begun=self.begun,

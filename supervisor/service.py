@@ -109,7 +109,7 @@ class Service:
             options: `release`, `python`, `app` of the command, for this once: the next upgrade
                 without them does what the configuration says.
             label: The deployer's word for it.
-            plan: `bake` (seconds), `force` and `if_changed` (bool).
+            plan: `bake` (seconds); `force`, `if_changed` and `by_manager` (bool).
             watch: Who waits; SILENT if nobody does.
 
         Returns:
@@ -208,6 +208,7 @@ class Service:
             bake_s=float(bake) if isinstance(bake, (int, float)) else rollout.bake,
             max_error_rate=rollout.max_error_rate,
             gate=not plan.get("force"),
+            by_manager=bool(plan.get("by_manager")),
         )
         uid = os.urandom(8).hex()
         run = RolloutRun(self.crew, self, todo, loaded, watch, self.crew.begin(release, recipe), old, uid)

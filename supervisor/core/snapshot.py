@@ -67,6 +67,7 @@ class RunRecord(msgspec.Struct, omit_defaults=True):
     bake_s: float
     max_error_rate: float
     gate: bool = True
+    by_manager: bool = False
     since: float = 0.0
     state_since: float = 0.0
     begun: bool = True

@@ -30,6 +30,8 @@ class Manager:
         self.address = address
         self.keeps = keeps
         self.listens = listens
+        self.late = 0  # so many descriptors that it does not keep it closes when it comes to it
+        self._lingering: list[int] = []
         self.heard: list[dict[str, str]] = []
         self.store: list[tuple[str, int]] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -69,8 +71,17 @@ class Manager:
             for entry in [entry for entry in self.store if entry[0] == said["FDNAME"]]:
                 self.store.remove(entry)
                 os.close(entry[1])
+        while "BARRIER" not in said and fds and self.late > len(self._lingering):
+            self._lingering.append(fds.pop())
         for fd in fds:
             os.close(fd)
+
+    def let_go(self) -> None:
+        """Close what should have been closed long ago."""
+        for fd in self._lingering:
+            os.close(fd)
+        self._lingering.clear()
+        self.late = 0
 
     def _keep(self, name: str, fd: int) -> None:
         if _open_file(fd) in [_open_file(other) for _, other in self.store]:

@@ -203,9 +203,6 @@ def test_stop_between_two_supervisors_leaves_nothing(instance: Instance) -> None
         wait_gone(instance.host, pid)
 
 
-# Two things hold systemd up, which starts no supervisor before ExecReload= has ended: our client waits there for that
-# very supervisor; and 257 waits for the READY=1 that belongs to the dead one's RELOADING=1.
-@pytest.mark.xfail(reason="ExecReload= waits for the next supervisor, RELOADING=1 is sent", strict=True)
 def test_killed_in_the_middle_of_a_reload(instance: Instance) -> None:
     """systemctl's own client is ended with the supervisor; the service comes back with one release or the other."""
     instance.config.write_text(instance.config.read_text().replace('bake = "0.2s"', 'bake = "4s"'))

@@ -214,7 +214,7 @@ def test_stop_returns_when_the_last_of_them_has_let_go(stand: Stand, capsys: Cap
         timer = threading.Timer(0.3, lambda: print(file=holder.stdin, flush=True))
         timer.start()
         assert quiesce(capsys, "stop")[0] == 0
-        assert not control_client._is_held(stand.places.lock), "it returned too early"
+        assert not control_client.is_held(stand.places.lock), "it returned too early"
         assert holder.wait(10) == 0
         timer.join()
 

@@ -247,6 +247,16 @@ def test_nobody_comes_back_where_nobody_holds_the_lock(stage: Stage, command: st
         assert "no other has taken over" in str(caught.value)
 
 
+def test_inside_execreload_nobody_is_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd starts the next supervisor when its reload job has ended, and that is us."""
+    monkeypatch.setenv("MAINPID", "1")
+    stage.hold_lock()
+    stage.play(stage.listen(), dies)
+    with pytest.raises(LostConnection, match="before upgrade was decided"):
+        stage.ask()
+    assert stage.told == []
+
+
 def test_somebody_holds_the_lock_and_nobody_listens(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_client, "REFUSED_S", 0.5)
     stage.hold_lock()
@@ -329,13 +339,13 @@ def test_no_instance_is_no_lost_connection(stage: Stage) -> None:
 
 
 def test_who_holds_the_lock_is_seen_and_not_disturbed(stage: Stage) -> None:
-    assert not control_client._is_held(stage.places.lock)
+    assert not control_client.is_held(stage.places.lock)
     Path(stage.places.lock).touch(0o444)
-    assert not control_client._is_held(stage.places.lock)
+    assert not control_client.is_held(stage.places.lock)
     with open(stage.places.lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert control_client._is_held(stage.places.lock)
-    assert not control_client._is_held(stage.places.lock)
+        assert control_client.is_held(stage.places.lock)
+    assert not control_client.is_held(stage.places.lock)
     before = set(os.listdir("/proc/self/fd"))
-    control_client._is_held(stage.places.lock)
+    control_client.is_held(stage.places.lock)
     assert set(os.listdir("/proc/self/fd")) == before
