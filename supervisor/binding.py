@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import socket
 import stat
 from collections.abc import Mapping, Sequence
@@ -104,7 +103,7 @@ def bind(item: Listen, address: Address, leaving: Sequence[Listener]) -> Listene
 
 
 def _new_key() -> str:
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def _bind_tcp(address: Address, backlog: int, *, beside: bool = False) -> socket.socket:
