@@ -232,6 +232,9 @@ class _Supervisor:
         self._changes = Changes(
             self.service, self.operations, self._store, self._logfile, default_log, self._sockets
         )
+        self._memory.add(self._changes.record)
+        if self._snapshot is not None:
+            self._changes.recall(self._snapshot)
         self._keeper = self._watch_keeper()
         self._reexec = self._make_reexec(legacy)
         commands = SignalCommands(self.service, self._changes.reopen, self._reexec.reexec, self._on_stop)

@@ -116,6 +116,7 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     cwd: str = "/"
     wanted: int = 0
     held: bool = False
+    quiesce_at: float | None = None  # when a `quiesce drain` becomes `held`
     replaced: list[str] = []
     notices: list[str] = []
     generations: list[GenerationRecord] = []
