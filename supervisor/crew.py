@@ -21,12 +21,14 @@ from quiesce.supervisor.core.snapshot import GenerationRecord, WorkerRecord
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.memory import Saving
 from quiesce.supervisor.spawn import Identity, Spawner, Spec
 from quiesce.supervisor.worker_link import Keeping, Parts, Terms, Worker
 
 OnChange = Callable[["Generation", Worker, State, State], None]
 
 TRIAL_LOOK_S = 0.1
+SPAWNS_A_TURN = 8
 KEPT_PER_WORKER = 3  # descriptors in the store: channel, pidfd, output
 
 _RESPONSES = (Field.RESP_2XX, Field.RESP_3XX, Field.RESP_4XX, Field.RESP_5XX)
@@ -94,7 +96,7 @@ class Crew:
         log: Log,
         listeners: Listeners,
         store: Keeping,
-        save: Callable[[], None],
+        saving: Saving,
         on_change: OnChange,
         scoreboard: Scoreboard | None = None,
     ) -> None:
@@ -103,7 +105,7 @@ class Crew:
         self.log = log
         self.listeners = listeners
         self.store = store
-        self.save = save
+        self.save, self.save_soon = saving
         self.scoreboard = scoreboard or Scoreboard.create()
         store.put(fdnames.SCOREBOARD, self.scoreboard.fd)
         self.generations: list[Generation] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from quiesce.shared.errors import ConfigError, QuiesceError
+from quiesce.shared.errors import ConfigError, ControlError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log, journal_reads
 from quiesce.supervisor import fdnames, status
@@ -38,7 +38,7 @@ from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.logfile import LogFile
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.manager import Manager
-from quiesce.supervisor.memory import Memory
+from quiesce.supervisor.memory import Memory, Saving
 from quiesce.supervisor.notify import Notifier
 from quiesce.supervisor.operations import Operations
 from quiesce.supervisor.pidfile import (
@@ -107,12 +107,12 @@ def serve(loaded: Loaded | Unreadable, places: Places | None, *, mode: Mode, rep
         return supervisor.run()
     except LockedError as exc:
         return told.failed(Exit.BUSY, exc)
-    except ConfigError as exc:
-        manager.say_failed(exc)
-        return told.failed(Exit.USAGE, exc)
     except QuiesceError as exc:
         manager.say_failed(exc)
-        return told.failed(Exit.DOWN, exc)
+        if legacy.goes_on:  # nobody waits for an answer, and the manager only sees a status
+            Log(2).error("cannot go on from the last supervisor", why=str(exc))
+            return told.failed(Exit.DOWN, exc)
+        return told.failed(Exit.USAGE if isinstance(exc, ConfigError) else Exit.DOWN, exc)
     finally:
         if supervisor is not None:
             supervisor.close()
@@ -187,7 +187,7 @@ class _Supervisor:
         if legacy.memory is not None:
             self._store.found(fdnames.STATE, legacy.memory.fd)
         self._store.put(fdnames.LOCK, lock.fd)
-        self._memory = Memory(legacy.memory or StateStore.create(), self.log, places.name)
+        self._memory = Memory(legacy.memory or StateStore.create(), self.loop, self.log, places.name)
         self._undo.append(self._memory.close)
         self._store.put(fdnames.STATE, self._memory.store.fd)
         self._memory.add(self._record)
@@ -203,7 +203,7 @@ class _Supervisor:
             history,
             log_fd,
             self._store,
-            self._memory.save,
+            Saving(self._memory.save, self._memory.save_soon),
             legacy.scoreboard(self.log),
         )
         self._memory.add(partial(record, self.service, self._memory))
@@ -217,7 +217,7 @@ class _Supervisor:
         self._control_inode: tuple[int, int] | None = None
         self._control = self._open_control(loaded.settings.service.control_group, legacy)
         lock.write_pid(os.getpid())
-        write_pidfile(places.pid, os.getpid())
+        self._write_pidfile()
         self._undo.append(lambda: remove_pidfile(places.pid, os.getpid()) if self._ended else None)
         self._cold_start = ColdStart(self.service, Watch(self._progress, self._decided, SILENT.finished))
         if self._snapshot is not None:
@@ -242,6 +242,14 @@ class _Supervisor:
         self._undo.append(self._signals.close)
         self._title: Callable[[str], None] | None = None
         self._told_line = ""
+
+    def _write_pidfile(self) -> None:
+        try:
+            write_pidfile(self._places.pid, os.getpid())
+        except ControlError as exc:
+            if self._snapshot is None:
+                raise
+            self.log.error("pid file", problem=str(exc))  # a disk that is full ends no service that runs
 
     def _watch_keeper(self) -> KeeperLink | None:
         pid = self._manager.keeper

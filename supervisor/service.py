@@ -29,6 +29,7 @@ from quiesce.supervisor.history import History
 from quiesce.supervisor.keeper import RESERVED
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.memory import Saving
 from quiesce.supervisor.recipes import recipe as recipe_for
 from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
@@ -50,12 +51,12 @@ class Service:
         history: History,
         log_fd: int,
         store: FdStore,
-        save: Callable[[], None] = lambda: None,
+        saving: Saving = Saving(),  # noqa: B008  (immutable)
         scoreboard: Scoreboard | None = None,
     ) -> None:
         """Args as the parts they are; further:
 
-        save: Writes down how things are, for the next supervisor; called before they are acted on.
+        saving: Writes down how things are, for the next supervisor.
         scoreboard: The one that another supervisor has left.
         """
         self.loop = loop
@@ -64,8 +65,8 @@ class Service:
         self.listeners = listeners
         self.history = history
         self.store = store
-        self.save = save
-        self.crew = Crew(loop, log, listeners, store, save, self._worker_changed, scoreboard)
+        self.save = saving.now
+        self.crew = Crew(loop, log, listeners, store, saving, self._worker_changed, scoreboard)
         self.started_at = time.time()
         self.serving: Generation | None = None
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain

@@ -20,6 +20,7 @@ from quiesce.supervisor.core.exits import Ended, describe
 from quiesce.supervisor.core.lifecycle import (
     COMING,
     GOING,
+    ORDERS,
     Action,
     Event,
     State,
@@ -84,6 +85,9 @@ class House(Protocol):
     def store(self) -> Keeping: ...
     def save(self) -> None:
         """Write down what is now wanted, before it is done."""
+
+    def save_soon(self) -> None:
+        """Write down what has happened, some time in this turn."""
 
 
 _WORDS: dict[type, Event] = {
@@ -444,7 +448,8 @@ class Worker:
         if self.state is State.ACCEPTING and self.accepting_since is None:
             self.accepting_since = self._house.loop.now()
         if self.state is not before:
-            self._house.save()
+            orders = any(action in ORDERS for action in actions)
+            self._house.save() if orders else self._house.save_soon()
         for action in actions:
             _PERFORM[action](self)
         if self.state is not before:

@@ -94,8 +94,8 @@ class AnswerRecord(msgspec.Struct, omit_defaults=True):
     data: dict[str, Any] = {}
 
 
-class Snapshot(msgspec.Struct, omit_defaults=True):
-    """Everything."""
+class Snapshot(msgspec.Struct):
+    """Everything.  Nothing is left out: the defaults of who reads it may be others."""
 
     name: str
     schema: int = SCHEMA
@@ -135,12 +135,17 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     reexec_from: str = ""  # the version that replaced itself, until the next one has said so
 
 
+_ENCODER = msgspec.json.Encoder()
+
+
 def encode(snapshot: Snapshot) -> bytes:
-    """As bytes, pure ASCII: file names that are no UTF-8 hold lone surrogates, which msgspec's own JSON refuses."""
-    document = msgspec.to_builtins(snapshot)
-    # Also where they are the defaults: those of who reads it may be others.
-    document.update(schema=snapshot.schema, oldest=snapshot.oldest)
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+    """As bytes."""
+    try:
+        return _ENCODER.encode(snapshot)  # ten times as fast, which counts with hundreds of workers
+    except UnicodeEncodeError:
+        pass
+    # File names that are no UTF-8 hold lone surrogates, which only \u can carry.
+    return json.dumps(msgspec.to_builtins(snapshot), separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def decode(data: bytes) -> Snapshot:
