@@ -27,6 +27,7 @@ from quiesce.supervisor.worker_link import Worker
 HEARD_S = 5.0  # for workers that are inside a request, or starved; what they were told they do all the same
 LOOK_S = 0.1  # how often a drain looks at what sends no message: counters, a `resume all`
 NEWS_S = 5.0
+CALM_LOOKS = 3  # without any request under way: then the last has been answered
 
 Fds = Sequence[tuple[str, int]]
 
@@ -273,25 +274,31 @@ class Changes:
         quiet = (WorkerState.QUIESCED, WorkerState.PROVEN, *GOING)
         return all(worker.state in quiet for worker in self._service.serving or ())
 
-    def _await_end(self, reply: Reply, until: float, news_at: float = 0.0) -> None:
-        """Connections end by themselves: each answer is its connection's last where there is a ready_path."""
+    def _await_end(self, reply: Reply, until: float, news_at: float = 0.0, calm: int = 0) -> None:
+        """Connections end by themselves: each answer is its connection's last where there is a ready_path.
+
+        One without a request is not waited for: a pool may hold it for minutes, and `stop` closes it at once.
+        """
         service = self._service
         left = sum(worker.counter(Field.CONN_OPEN) for worker in service.crew)
         busy = sum(worker.counter(Field.CONN_BUSY) for worker in service.crew)
         now = service.loop.now()
-        if not left or now >= until or not service.crew.scoreboard.unready:
+        calm = 0 if busy else calm + 1
+        if calm >= CALM_LOOKS or now >= until or not service.crew.scoreboard.unready:
             reply.result(Exit.OK, _drained(left, busy, service.crew.scoreboard.unready))
             return
         if now >= news_at:
             reply.progress(f"draining: {plural(left, 'connection')} left, {busy} busy")
             news_at = now + NEWS_S
-        service.loop.call_at(now + LOOK_S, lambda: self._await_end(reply, until, news_at))
+        service.loop.call_at(now + LOOK_S, lambda: self._await_end(reply, until, news_at, calm))
 
 
 def _drained(left: int, busy: int, unready: bool) -> str:
     if not unready:
         return "the drain was ended by `quiesce resume`"
-    rest = f"; {plural(left, 'connection')} left, {busy} busy, after drain_timeout" if left else ""
+    rest = f"; {plural(left - busy, 'idle connection')} left" if left > busy else ""
+    if busy:
+        rest += f"; {plural(busy, 'request')} still under way after drain_timeout"
     return f"drained{rest}; `quiesce resume all` accepts again, `quiesce stop` ends it"
 
 

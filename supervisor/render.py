@@ -122,6 +122,9 @@ def _facts(doc: Doc, now: float, width: int) -> list[str]:
         rows.append(("readiness", "ready_path answers 503, so that a load balancer sends nobody here"))
     since = supervisor.get("since")
     up = f", up {age(now - since)}" if isinstance(since, (int, float)) else ""
+    born = doc.get("since")
+    if isinstance(born, (int, float)) and isinstance(since, (int, float)) and since - born > 1:
+        up += f", instance up {age(now - born)}"
     keeper = f" under keeper {doc['keeper']}" if isinstance(doc.get("keeper"), int) else ""
     rows.append(
         (

@@ -67,7 +67,8 @@ class Service:
         self.store = store
         self.save = saving.now
         self.crew = Crew(loop, log, listeners, store, saving, self._worker_changed, scoreboard)
-        self.started_at = time.time()
+        self.started_at = time.time()  # of the instance; a supervisor that takes over is told
+        self.process_since = self.started_at
         self.serving: Generation | None = None
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
         self.stopping = Stopping.NO
@@ -470,6 +471,8 @@ class Service:
         if wish.value <= self.stopping.value:
             return
         first = self.stopping is Stopping.NO
+        # After `drain` a load balancer sends nobody here: connections without a request need not be waited for.
+        left = self.upkeep.held and self.crew.scoreboard.unready
         self.stopping = wish
         self.crew.scoreboard.unready = True  # a load balancer should know first
         run = self.run
@@ -477,7 +480,8 @@ class Service:
         if first and run is not None:
             self._give_up(run)
         for worker in list(self.crew):
-            worker.ask(WorkerEvent.LEAVE_ASKED if now else WorkerEvent.DRAIN_ASKED)
+            fast = now or (left and not worker.counter(Field.CONN_BUSY))
+            worker.ask(WorkerEvent.LEAVE_ASKED if fast else WorkerEvent.DRAIN_ASKED)
         self.changed()
         if self.crew.all_gone():
             self.loop.call_soon(self.on_gone)

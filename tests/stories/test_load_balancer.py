@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from apps import Notes, build
-from harness import Port, running
+from harness import Port, prepared, running
 from harness.processes import kill, wait_gone
 from harness.verdict import assert_all_well, assert_serves
 from load import LoadClient, fresh
@@ -153,6 +153,28 @@ def test_it_leaves_and_comes_back(tmp_path: Path, notes: Notes, port: Port) -> N
         kept = connect(port)
         assert ask(kept, READY) == (200, None)
         kept.close()
+
+
+def test_an_idle_connection_holds_nobody_up(tmp_path: Path, notes: Notes, port: Port) -> None:
+    """A proxy keeps it for minutes: neither `drain` nor the `stop` after it waits for drain_timeout."""
+    release = build(tmp_path, "v1", notes)
+    patience = {**rollout(0.0), "drain_timeout": '"300s"'}
+    with prepared(tmp_path / "i", release, binds=[port.address], rollout=patience) as instance:
+        instance.must_start()
+        idle = connect(port)
+        assert ask(idle, "/") == (200, None)
+        outcome = instance.ok("drain", timeout_s=60)
+        assert "1 idle connection left" in outcome.text
+        assert ask(idle, "/") == (200, "close"), "it is served all the same, for the last time"
+        idle.close()
+        again = instance.ok("drain", timeout_s=60)
+        assert "left" not in again.out
+        instance.ok("resume", "all")
+        idle = connect(port)
+        assert ask(idle, "/") == (200, None)
+        instance.ok("drain", timeout_s=60)
+        assert instance.stop(timeout_s=60) == 0
+        idle.close()
 
 
 def test_it_is_undone_in_its_delay(tmp_path: Path, notes: Notes, port: Port) -> None:
