@@ -125,6 +125,8 @@ def _lock(places: Places, legacy: Inheritance) -> InstanceLock:
     """The one that the last supervisor has left, or a new one."""
     fd = legacy.take(fdnames.LOCK)
     lock = adopt_lock(fd, places.lock) if fd is not None else None
+    if fd is not None and lock is None:
+        legacy.void.append(fdnames.LOCK)
     return lock or take_lock(places.lock, places.name)
 
 
@@ -186,6 +188,12 @@ class _Supervisor:
             self._store.found(name, fd)
         if legacy.memory is not None:
             self._store.found(fdnames.STATE, legacy.memory.fd)
+        if fdnames.LOG in legacy.passed and self._snapshot is not None:
+            self._store.found(fdnames.LOG, log_fd)
+        scoreboard = legacy.scoreboard(self.log)
+        # Before ours take their place: of two of one name, our successor might find the wrong one.
+        for name in legacy.void:
+            self._store.drop(name)
         self._store.put(fdnames.LOCK, lock.fd)
         self._memory = Memory(legacy.memory or StateStore.create(), self.loop, self.log, places.name)
         self._undo.append(self._memory.close)
@@ -204,7 +212,7 @@ class _Supervisor:
             log_fd,
             self._store,
             Saving(self._memory.save, self._memory.save_soon),
-            legacy.scoreboard(self.log),
+            scoreboard,
         )
         self._memory.add(partial(record, self.service, self._memory))
         self.service.log_file = self._logfile.path
@@ -297,6 +305,7 @@ class _Supervisor:
         else:
             if stored is not None:
                 os.close(stored)
+                legacy.void.append(fdnames.LOG)
             logfile = LogFile.open(loaded.settings.log.file)
         self._undo.append(logfile.close)
         return logfile
