@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FULL = os.environ.get("QUIESCE_SOAK") == "full"
 TIMES = 50 if FULL else 8
-LONG_S = 30.0 if FULL else 5.0  # a download and an upload that see several
+LONG_S = 30.0 if FULL else 3.0  # a download and an upload that see several
 MIX = (busy(2, think_s=0.002), fresh(2, think_s=0.01), idle(4, 0.2), post(1))
 LIVE = (download(1, LONG_S), upload(1, LONG_S))
 
@@ -74,14 +74,12 @@ def test_by_signal_and_in_the_background(tmp_path: Path, notes: Notes, port: Por
     with running(tmp_path / "i", release, binds=[port.address], mode="start") as instance:
         before = instance.status()
         pid = before["supervisor"]["pid"]
-        for whom in (pid, before["keeper"]):
-            mark = instance.log_text().count("quiesce goes on")
-            with LoadClient(instance.target, *MIX) as load:
-                kill(whom, signal.SIGUSR2)
-                instance.wait_status(lambda _: instance.log_text().count("quiesce goes on") > mark)  # noqa: B023
-                load.wait_answers(50)
-                assert_unnoticed(load.stop())
-            assert instance.supervisor_pid == pid
+        with LoadClient(instance.target, *MIX) as load:
+            kill(before["keeper"], signal.SIGUSR2)  # it passes it on
+            instance.wait_status(lambda _: "quiesce goes on" in instance.log_text())
+            load.wait_answers(50)
+            assert_unnoticed(load.stop(), notes)
+        assert instance.supervisor_pid == pid
         assert instance.worker_pids() == [worker["pid"] for worker in before["workers"]]
 
 
@@ -243,7 +241,7 @@ def test_another_interpreter(tmp_path: Path, notes: Notes, port: Port) -> None:
 def test_another_version_is_installed_over_a_running_one(tmp_path: Path, notes: Notes, port: Port) -> None:
     """Modules have other names in it.  Every command works, of the old version and of the new one."""
     used, old, new = install(tmp_path / "used"), install(tmp_path / "old"), install(tmp_path / "new", "0.1.1")
-    for module in ("render", "rollouts", "worker_link", "control_protocol", "places"):
+    for module in ("render", "rollouts", "worker_link", "control_protocol", "places", "units"):
         new.rename_module(module, f"{module}_of_today")
     releases = [build(tmp_path, name, notes) for name in ("v1", "v2")]
     with running(
@@ -281,9 +279,8 @@ def every_command(instance: Instance, installation: Installation, releases: list
     """What an operator may say, from this installation; ends where it began: the first release, two workers."""
     instance.command = installation.command
     instance.ok("status")
-    for argv in (("scale", "3"), ("scale", "2"), ("reopen",), ("reconfigure",), ("history",)):
+    for argv in (("scale", "2"), ("reopen",), ("reconfigure",), ("history",)):
         instance.ok(*argv)
-    instance.settled(2)
     first, second = releases
     instance.ok("upgrade", "--release", str(second.path), "--wait-drained")
     assert instance.get("/").release == second.name

@@ -40,7 +40,11 @@ def wait_for(instance: Instance, wanted: Callable[[dict[str, Any]], object]) -> 
 
 def kill_in(instance: Instance, state: str) -> int:
     """SIGKILL the supervisor in this state; returns the pid that it had."""
-    pid = int(wait_state(instance, state)["supervisor"]["pid"])
+    status = wait_state(instance, state)
+    if state == "baking":  # the word stands for what comes just before, too
+        begun = f"{status['rollout']['release']}: baking for"
+        wait_for(instance, lambda _: begun in instance.log_text())
+    pid = int(status["supervisor"]["pid"])
     kill(pid)
     assert wait_gone(pid)
     return pid
