@@ -26,6 +26,7 @@ from quiesce.supervisor.control_server import (
     allow_owner_and_group,
     open_control_socket,
     remove_own_socket,
+    runs_as_us,
 )
 from quiesce.supervisor.core.snapshot import Snapshot
 from quiesce.supervisor.crew import KEPT_PER_WORKER, close_on_exec_all
@@ -363,6 +364,11 @@ class _Supervisor:
         if request.command not in ("status", "history"):
             who = {"uid": peer.uid, "pid": peer.pid} if peer is not None else {}
             self.log.info(f"command {request.command}", **who)
+        if runs_as_us(request) and (peer is None or peer.uid not in (0, os.geteuid())):
+            reply.result(
+                Exit.USAGE, "reexec --python is for root and the owner of this instance; leave --python out"
+            )
+            return
         self.operations.handle(request.command, request.args, reply, request.id)
 
     # -- running ------------------------------------------------------------------------
