@@ -126,6 +126,7 @@ class Worker:
         self.since = house.loop.now()
         self.accepting_since: float | None = None
         self.threads = 0
+        self._speaks = (msg.PROTOCOL, msg.OLDEST_PROTOCOL)  # until its hello
         self.interface = ""
         self.failure = ""  # why it was lost, if it was not asked to leave; one sentence
         self.detail = ""  # its last words: a traceback, or the last lines of its output
@@ -180,6 +181,8 @@ class Worker:
             accepting_since=self.accepting_since,
             threads=self.threads,
             interface=self.interface,
+            protocol=self._speaks[0],
+            oldest_protocol=self._speaks[1],
             on_trial=self._on_trial,
             asked_to_leave=self._asked_to_leave,
             failure=self.failure,
@@ -191,6 +194,7 @@ class Worker:
         self.state = State(record.state)
         self.since, self.accepting_since = record.since, record.accepting_since
         self.threads, self.interface = record.threads, record.interface
+        self._speaks = record.protocol, record.oldest_protocol
         self.failure, self.detail = record.failure, record.detail
         self.connections_cut = record.cut
         self._on_trial = record.on_trial
@@ -221,6 +225,7 @@ class Worker:
         if hello.oldest_protocol > msg.PROTOCOL:
             self._retire(f"its quiesce is {hello.version}, too new for us to command it")
             return
+        self._speaks = hello.protocol, hello.oldest_protocol
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
         if named and self.state not in GOING:
@@ -327,7 +332,9 @@ class Worker:
                 f"worker {self.id} needs a newer supervisor (its quiesce is {message.version}); install that here, too"
             )
             return
-        if isinstance(message, msg.Failed):
+        if isinstance(message, msg.Hello):
+            self._speaks = message.protocol, message.oldest_protocol
+        elif isinstance(message, msg.Failed):
             self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
         elif isinstance(message, msg.Ready):
             self.interface, self.threads = message.interface, message.threads

@@ -300,6 +300,14 @@ def every_command(instance: Instance, installation: Installation, releases: list
 # Workers that speak another protocol
 
 PROTOCOLS = {"a newer supervisor": ((1, 1), (2, 1)), "an older supervisor": ((2, 1), (1, 1))}
+TOO_FAR = {"a newer supervisor": ((1, 1), (3, 2)), "an older supervisor": ((3, 2), (1, 1))}
+
+
+def speaking(path: Path, newest: int, oldest: int) -> Installation:
+    installation = install(path)
+    installation.edit("shared/messages.py", "\nPROTOCOL = 1", f"\nPROTOCOL = {newest}")
+    installation.edit("shared/messages.py", "\nOLDEST_PROTOCOL = 1", f"\nOLDEST_PROTOCOL = {oldest}")
+    return installation
 
 
 @pytest.mark.parametrize("case", PROTOCOLS)
@@ -307,10 +315,10 @@ def test_workers_whose_protocol_is_one_older_or_newer_are_adopted(
     case: str, tmp_path: Path, notes: Notes, port: Port
 ) -> None:
     """And served on: no request is lost, they stay, a crash afterwards changes nothing, and they can be upgraded."""
-    theirs, ours = (install(tmp_path / name) for name in ("theirs", "ours"))
-    for installation, (newest, oldest) in zip((theirs, ours), PROTOCOLS[case], strict=True):
-        installation.edit("shared/messages.py", "\nPROTOCOL = 1", f"\nPROTOCOL = {newest}")
-        installation.edit("shared/messages.py", "\nOLDEST_PROTOCOL = 1", f"\nOLDEST_PROTOCOL = {oldest}")
+    theirs, ours = (
+        speaking(tmp_path / name, *speaks)
+        for name, speaks in zip(("theirs", "ours"), PROTOCOLS[case], strict=True)
+    )
     release = build(tmp_path, "v1", notes)
     with running(tmp_path / "i", release, binds=[port.address], command=theirs.command) as instance:
         before = [worker["pid"] for worker in instance.settled(2)["workers"]]
@@ -323,3 +331,22 @@ def test_workers_whose_protocol_is_one_older_or_newer_are_adopted(
             assert instance.worker_pids() == before
             instance.ok("upgrade", "--wait-drained")
             assert_unnoticed(load.stop(), notes)
+
+
+@pytest.mark.parametrize("case", TOO_FAR)
+def test_a_supervisor_that_would_not_understand_the_workers_is_refused(
+    case: str, tmp_path: Path, notes: Notes, port: Port
+) -> None:
+    theirs, ours = (
+        speaking(tmp_path / name, *speaks)
+        for name, speaks in zip(("theirs", "ours"), TOO_FAR[case], strict=True)
+    )
+    release = build(tmp_path, "v1", notes)
+    with running(tmp_path / "i", release, binds=[port.address], command=theirs.command) as instance:
+        instance.expect("reexec refused")
+        before = instance.settled(2)
+        for _ in range(2):
+            outcome = instance("reexec", "--python", str(ours.python))
+            assert outcome.code == 1 and "speaks protocol" in outcome.text, outcome
+            instance.kill_supervisor()  # the next one knows it, too
+        assert instance.worker_pids() == [worker["pid"] for worker in before["workers"]]
