@@ -21,7 +21,6 @@ from load import LoadClient, busy, download, fresh, idle, late, post, upload
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-FULL = os.environ.get("QUIESCE_SOAK") == "full"
 LINE = 1024
 FEW = 110  # descriptors that a process may have; the keeper stores 46 of them
 KEPT_PER_WORKER = 3
@@ -70,7 +69,7 @@ def test_it_dies_under_load_and_nobody_notices(
         give(notes.path, user.uid)
         options = ("--python", user.python)
     rest = {"command": user.command, "env": user.env} if user is not None else {}
-    wanted = signals(20 if FULL else kills)
+    wanted = signals(kills)
     with prepared(directory, release, *options, binds=[port.address], mode=mode, **rest) as instance:
         instance.must_start()
         if user is not None:
