@@ -219,6 +219,7 @@ def _become(command: Sequence[str], state: int, writing: int) -> None:
         os.dup2(writing, 1)
         os.dup2(writing, 2)
         os.set_inheritable(state, True)
+        signal.alarm(int(PATIENCE_S) + 1)  # who would end it may die before; an alarm survives the exec
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execve(command[0], [*command, str(state)], os.environ)
     except BaseException as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from harness import Port, footprint, running
 from harness.deaths import restarts
 from harness.installation import Installation, install
 from harness.instance import QUIESCE, Instance, held
-from harness.processes import descriptors, kill, wait_gone
+from harness.processes import descendants, descriptors, kill, wait_gone
 from harness.verdict import assert_all_well, assert_serves
 from load import LoadClient, Report, busy, download, fresh, idle, post, upload
 
@@ -147,6 +148,33 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, notes: Notes, port: Port) 
             assert_unnoticed(load.stop(), notes)
         assert "goes on in process" in instance.ok("reexec").text, "nothing of all that is left"
         assert instance.worker_pids() == [worker["pid"] for worker in before["workers"]]
+
+
+def test_code_that_hangs_does_not_outlive_its_judge(tmp_path: Path, notes: Notes, port: Port) -> None:
+    """The supervisor is killed while it asks code that never answers: that ends all the same."""
+    used = install(tmp_path / "used")
+    used.edit("supervisor/reexec.py", "PATIENCE_S = 30.0", "PATIENCE_S = 2.0")
+    release = build(tmp_path, "v1", notes)
+    with running(tmp_path / "i", release, binds=[port.address], command=used.command) as instance:
+        instance.command = (str(QUIESCE),)
+        instance.settled(2)
+        used.edit("supervisor/preflight.py", '"""Could this', 'import time; time.sleep(600)\n"""Could this')
+        pending = instance.begin("reexec")
+        judged = wait_for_preflight()
+        instance.kill_supervisor()
+        outcome = pending.finish()
+        assert outcome.code == 1, outcome
+        assert wait_gone(judged, 20), "it hangs for ever"
+
+
+def wait_for_preflight() -> int:
+    """The pid of the process that is asked whether it could go on."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for proc in descendants().values():
+            if "supervisor.preflight" in proc.command:
+                return proc.pid
+    raise AssertionError("no preflight")
 
 
 @pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "raise RuntimeError('new code')"])
