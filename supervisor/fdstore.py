@@ -90,6 +90,11 @@ class FdStore:
             f"the service manager was too slow to take {len(self._missing)} of {len(self._kept)} descriptors"
         )
 
+    @property
+    def missing(self) -> list[str]:
+        """Names of what was put and is not with the manager."""
+        return list(self._missing)
+
     def kept(self) -> list[tuple[str, int]]:
         """All that was put, for `reexec`."""
         return list(self._kept.items())

@@ -62,6 +62,7 @@ from quiesce.supervisor.watching import SILENT, Ended, Stopping, Watch
 
 STOP_NEWS_S = 1.0
 BEAT_S = 1.0
+LAST_WORDS_S = 1.0
 EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
 MOST_PIPES = 2048
 
@@ -185,8 +186,9 @@ class _Supervisor:
         self.log = Log(log_fd, loaded.settings.log.level, journal=journal_reads(log_fd))
         self.loop.on_error = Surprises(self.log)
         self._store = FdStore(self.loop, self._notifier, self.log, manager.store_limit)
+        lacking = legacy.snapshot.missing if legacy.snapshot is not None and legacy.in_place else ()
         for name, fd in legacy.kept.items():
-            self._store.found(name, fd)
+            (self._store.put if name in lacking else self._store.found)(name, fd)
         if legacy.memory is not None:
             self._store.found(fdnames.STATE, legacy.memory.fd)
         if fdnames.LOG in legacy.passed and self._snapshot is not None:
@@ -331,6 +333,7 @@ class _Supervisor:
         snapshot.accepts, snapshot.stopped = self._accepts, self._ended
         snapshot.control_inode = self._control_inode
         snapshot.log = self._logfile.to_state()
+        snapshot.missing = self._store.missing
 
     def _open_control(self, control_group: str, legacy: Inheritance) -> ControlServer:
         gid = group_id(control_group) if control_group else None
@@ -401,6 +404,7 @@ class _Supervisor:
             after_version=snapshot.version,
         )
         self._store.measure(_most_kept(self.service.settings), self._measured)
+        self._memory.attempts = snapshot.attempts
         self._memory.open()
         if snapshot.accepts:
             self._told.spare()  # it was said before
@@ -411,6 +415,8 @@ class _Supervisor:
         self._adoption.take_over()
         if not snapshot.accepts:
             self._cold_start.go_on()
+        self._memory.attempts = 0
+        self._memory.save()
         self._on_rollout()
 
     def _measured(self, works: bool) -> None:
@@ -551,6 +557,7 @@ class _Supervisor:
         if self._keeper is not None:
             self._keeper.stop_watching()
         self._notifier.exit_status(self._code)
+        self._notifier.say_the_rest(LAST_WORDS_S)  # a keeper that is not our parent would start another one
         self.log.info("quiesce has stopped", name=self.service.settings.service.name)
         self.loop.stop()
 

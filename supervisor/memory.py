@@ -33,6 +33,7 @@ class Memory:
         self._parts: list[Part] = []
         self._open = False
         self._due = False  # at the end of the turn
+        self.attempts = 0  # of supervisors that began to go on from the state, until one has
         self.replacing = ""  # our version, while we execute another one in our place
         self._saving: list[Settings] = []
         self._as_json: dict[int, tuple[Settings, dict[str, Any]]] = {}  # by id(): settings do not change
@@ -63,7 +64,7 @@ class Memory:
             return
         self._saving = []
         snapshot = Snapshot(self._name, version=quiesce.__version__)
-        snapshot.reexec_from = self.replacing
+        snapshot.reexec_from, snapshot.attempts = self.replacing, self.attempts
         for part in self._parts:
             part(snapshot)
         snapshot.settings = [self._json(settings) for settings in self._saving]

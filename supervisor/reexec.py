@@ -87,6 +87,13 @@ class Reexec:
         command = supervisor_command(sys.argv[1:], python)
 
         def judged(problem: str, detail: str) -> None:
+            if problem:
+                decided(problem, detail)
+            else:
+                # What waits to be stored, or to be let go, would be lost with this process's queue.
+                self._store.sync(lambda _kept: decided("", ""))
+
+        def decided(problem: str, detail: str) -> None:
             self._running = None
             if not problem:
                 try:

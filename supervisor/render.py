@@ -280,6 +280,13 @@ def banner(data: Doc, command: str = "run", address: str = "") -> str:
 # Reconfiguration
 
 
+def _with(items: object, hint: str) -> list[str]:
+    """The items, the last one with a hint behind it."""
+    if not isinstance(items, list) or not items:
+        return []
+    return [*(str(item) for item in items[:-1]), f"{items[-1]} {hint}"]
+
+
 def reconfigured(data: Doc, width: int = WIDTH) -> str:
     """The answer to ``reconfigure`` (``core.reconfigure.document``): what is new, and from when on."""
     listeners = data.get("listeners", {})
@@ -288,8 +295,8 @@ def reconfigured(data: Doc, width: int = WIDTH) -> str:
         ("no longer on", listeners.get("removed")),
         ("changed", listeners.get("changed")),
         ("live now", data.get("live")),
-        ("at upgrade", data.get("rollout")),
-        ("at restart", data.get("restart")),
+        ("at upgrade", _with(data.get("rollout"), "(with the next `quiesce upgrade`)")),
+        ("at restart", _with(data.get("restart"), "(`quiesce stop`, then start it again)")),
     ]
     lines = []
     for label, items in rows:

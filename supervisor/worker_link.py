@@ -40,6 +40,9 @@ ANSWER_S = 5.0  # for words whose lateness costs nothing
 STARVED_S = 5.0  # ... unless it is runnable and simply gets no processor
 DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
 MAX_START_OUTPUT_BYTES = 64 << 20
+MAX_KEPT_DETAIL_CHARS = (
+    2000  # of each worker's last words, in the state: its rollout has the first one's whole
+)
 EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
 
 
@@ -186,7 +189,7 @@ class Worker:
             on_trial=self._on_trial,
             asked_to_leave=self._asked_to_leave,
             failure=self.failure,
-            detail=self.detail,
+            detail=self.detail[-MAX_KEPT_DETAIL_CHARS:],
             cut=self.connections_cut,
         )
 

@@ -134,6 +134,7 @@ class Snapshot(msgspec.Struct):
     leaving: list[str] = []  # names of listeners that workers are being told to let go
     log: dict[str, Any] = {}
     control_inode: tuple[int, int] | None = None
+    missing: list[str] = []  # descriptors that the manager does not have: a new process of ours does
     reexec_from: str = ""  # the version that replaced itself, until the next one has said so
 
 
