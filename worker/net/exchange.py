@@ -90,6 +90,8 @@ class Exchange:
             return 0
         if not data:
             return connection.queued
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))  # a TypeError for text, before anything of the head is out
         head = b"" if self.started else self._frame(self._whole)
         if self._no_body:
             if head:
