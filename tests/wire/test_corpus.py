@@ -427,6 +427,31 @@ def test_refused_however_it_arrives(name: str, split: str) -> None:
         _refused(status, split, _run(_splits(data)[split], app))
 
 
+def test_no_leniency_of_llhttp_changes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 6 of worker/README.md: some version of it may read what ours refuses."""
+    renew = HeadParser._renew
+
+    def renew_lenient(self: HeadParser) -> None:
+        renew(self)
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True,
+            lenient_chunked_length=True,
+            lenient_keep_alive=True,
+            lenient_transfer_encoding=True,
+            lenient_version=True,
+            lenient_data_after_close=True,
+            lenient_optional_lf_after_cr=True,
+            lenient_optional_cr_before_lf=True,
+        )
+
+    monkeypatch.setattr(HeadParser, "_renew", renew_lenient)
+    for name, (status, data) in BAD.items():
+        assert _run([data + TAIL]).startswith(b"HTTP/1.1 %d " % status), name
+        assert _seen == [], name
+    for name, data in GOOD.items():
+        assert _run([data]).startswith(b"HTTP/1.1 200 "), name
+
+
 @pytest.fixture(scope="module")
 def asgi_served() -> Iterator[Served]:
     loop = AsyncioLoop()

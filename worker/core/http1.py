@@ -133,6 +133,8 @@ class HeadParser:
         if fields > limits.header_count:
             raise Rejected(431, f"more than {limits.header_count} fields")
 
+        if head[eol + 2] in b" \t":
+            raise Rejected(400, "white space before the first field")
         headers: list[Header] = []
         deciding: list[Header] = []
         self._headers, self._deciding = headers, deciding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +57,21 @@ def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int])
         except Rejected as rejected:
             verdicts.append(rejected.status)
     assert verdicts[0] == verdicts[1]
+
+
+def test_chunks_may_not_be_mostly_wrapping() -> None:
+    """Extensions of one byte's chunks are bounded together (RFC 9112 §7.1.1), and those of large ones are not."""
+    made = ChunkedDecoder(0, 100)
+    with pytest.raises(Rejected, match="extensions"):
+        for _ in range(100):
+            made.feed(b"1;x=" + b"y" * 240 + b"\r\na\r\n")
+    made = ChunkedDecoder(0, 100)
+    for _ in range(1000):  # signed chunks, as storage clients send them
+        made.feed(b"2000;chunk-signature=" + b"f" * 64 + b"\r\n" + b"x" * 0x2000 + b"\r\n")
+    for _ in range(10_000):
+        made.feed(b"1\r\na\r\n")
+    made.feed(b"0\r\n\r\n")
+    assert made.done
 
 
 @given(
