@@ -276,6 +276,20 @@ def test_426_says_what_to_upgrade_to(served: Served) -> None:
     assert _as_h11_reads("GET", data)[1:] == [(200, b"second")]
 
 
+def test_the_status_line_has_its_second_space(served: Served) -> None:
+    """RFC 9112 §4: with no reason phrase as well."""
+    data = ask(served, Says(status=299), GET)
+    assert data.startswith((b"HTTP/1.1 299 \r\n", b"HTTP/1.1 299 Reason\r\n"))
+
+    def without(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("299", [])
+        return []
+
+    with bench(WsgiApp(without)) as one:
+        one.send(GET)
+        assert one.read().startswith(b"HTTP/1.1 299 \r\n")
+
+
 def test_date_is_an_imf_fixdate(served: Served) -> None:
     date = re.search(rb"\r\nDate: ([^\r]*)\r\n", ask(served, Says(), GET))
     assert date and re.fullmatch(

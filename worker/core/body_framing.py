@@ -40,8 +40,7 @@ def body_length(
             raise Rejected(400, "Transfer-Encoding and Content-Length in one request")
         if version == "1.0":
             raise Rejected(400, "Transfer-Encoding in an HTTP/1.0 request")
-        if len(transfer_encodings) != 1 or transfer_encodings[0].lower() != b"chunked":
-            raise Rejected(501, "the only Transfer-Encoding known here is chunked")
+        _check_codings(transfer_encodings)
         return -1
     if not content_lengths:
         return 0
@@ -57,6 +56,18 @@ def body_length(
     if limit and length > limit:
         raise Rejected(413, f"the body is larger than {limit} bytes")
     return length
+
+
+def _check_codings(transfer_encodings: list[bytes]) -> None:
+    codings = [coding.strip(b" \t").lower() for value in transfer_encodings for coding in value.split(b",")]
+    if codings == [b"chunked"]:
+        return
+    # RFC 9110 §5.6.1.2 would have us ignore the empty ones; not where others may read something else.
+    if codings[-1] != b"chunked" or b"chunked" in codings[:-1] or b"" in codings:
+        raise Rejected(
+            400, "Transfer-Encoding does not end in one chunked"
+        )  # §6.3: must, whatever else is in it
+    raise Rejected(501, "the only Transfer-Encoding known here is chunked")
 
 
 class LengthDecoder:
