@@ -204,6 +204,8 @@ BAD = {
     "trailer without colon": (400, CHUNKED + b"0\r\nX\r\n\r\n"),
     "trailer with a space": (400, CHUNKED + b"0\r\nX : y\r\n\r\n"),
     "large trailers": (431, CHUNKED + b"0\r\nX: " + b"y" * 700),
+    "the first fault decides, in a trailer": (431, CHUNKED + b"0\r\nX: " + b"y" * 700 + b"\0\r\n\r\n"),
+    "the first fault decides, in a chunk size": (400, CHUNKED + b"1;" + b"x" * 300 + b"\0"),
     "many trailers": (431, CHUNKED + b"0\r\n" + b"X: y\r\n" * 110),
     "folded trailer": (400, CHUNKED + b"0\r\nX: y\r\n z\r\n\r\n"),
     "trailer without a name": (400, CHUNKED + b"0\r\n: y\r\n\r\n"),

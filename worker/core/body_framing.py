@@ -164,7 +164,10 @@ class ChunkedDecoder:
         limit = _MAX_LINE if self._expect == "size" else self._trailer_bytes
         eol = data.find(b"\r\n", at)
         end = eol if eol >= 0 else len(data) - data.endswith(b"\r")
-        if data[at:end].translate(None, _NOT_TEXT) != data[at:end]:
+        line = data[
+            at : min(end, at + limit)
+        ]  # the first fault in the order of bytes decides, however they come
+        if len(line.translate(None, _NOT_TEXT)) != len(line):
             raise Rejected(400, "control characters in a chunk's size or trailer")
         if end - at > limit:
             if self._expect == "size":
