@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -444,3 +445,31 @@ def test_an_early_answer_before_a_malformed_rest_stands() -> None:
         one.send(b"hello" + b"nonsense\r\n\r\n")
         reply = one.read()
         assert reply.startswith(b"HTTP/1.1 400 ") and reply.endswith(b"EOF")
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 5\r\n\r\nhell", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"]
+)
+def test_half_a_body_is_no_request(framing: bytes) -> None:
+    """RFC 9112 §6.3, §8: the application is not called, or is told that nothing more comes."""
+    called: list[Request] = []
+    streams = Streams()
+
+    def handler(request: Request) -> Response:
+        called.append(request)
+        return Response(b"")
+
+    for app in (NativeApp(handler), streams):
+        with bench(app) as one:
+            one.send(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing)
+            one.client.shutdown(socket.SHUT_WR)
+            one.ready()
+            assert one.read() == b"EOF"
+    assert called == [] and streams.events == ["disconnect"]
+
+
+def test_eight_thousand_bytes_of_request_line_are_supported() -> None:
+    """RFC 9112 §3 recommends it."""
+    with bench(NativeApp(hello)) as one:
+        one.send(b"GET /" + b"x" * 7986 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert one.read().startswith(b"HTTP/1.1 200 ")
