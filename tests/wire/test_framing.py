@@ -430,6 +430,24 @@ def test_100_continue_is_said_once_and_only_to_who_waits(framing: bytes) -> None
             assert one.read().startswith(b"HTTP/1.1 200 ")
 
 
+def test_an_early_answer_to_who_was_told_to_go_on_is_not_the_last() -> None:
+    """It was told to send its body, so it does, and what is left of that is known."""
+    app = Turns()
+    with bench(app) as one:
+        one.send(BODY + b"Expect: 100-continue\r\n\r\n")
+        assert app.exchange is not None
+        app.read()
+        assert one.read() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        app.exchange.start(200)
+        app.exchange.finish(b"early")
+        reply = one.read()
+        assert reply.endswith(b"early") and b"Connection: close" not in reply
+        one.send(b"x" * 400 + SECOND)
+        app.exchange.start(200)
+        app.exchange.finish(b"second")
+        assert one.read().endswith(b"secondEOF")
+
+
 @pytest.mark.parametrize("rest", [b"Content-Length: 70000", b"Transfer-Encoding: chunked"])
 def test_an_early_answer_is_the_last_if_nobody_knows_how_much_follows(rest: bytes) -> None:
     with bench(Streams()) as one:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
+from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, body_length, decoder
 from quiesce.worker.core.rejected import Rejected
 
 
@@ -57,6 +57,16 @@ def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int])
         except Rejected as rejected:
             verdicts.append(rejected.status)
     assert verdicts[0] == verdicts[1]
+
+
+@given(st.integers(0, 10**30), st.integers(0, 5000))
+def test_lengths_are_what_they_say_or_refused(length: int, zeros: int) -> None:
+    value = b"0" * zeros + b"%d" % length
+    if length < 10**18:
+        assert body_length("1.1", [], [value], 0) == length
+    else:
+        with pytest.raises(Rejected, match="larger than anything"):
+            body_length("1.1", [], [value], 0)
 
 
 def test_chunks_may_not_be_mostly_wrapping() -> None:
