@@ -76,6 +76,13 @@ def all_served() -> Iterator[dict[str, Served]]:
         one.close()
 
 
+@pytest.fixture(autouse=True)
+def all_closed(all_served: dict[str, Served]) -> Iterator[None]:
+    yield
+    for one in all_served.values():
+        one.until(lambda one=one: one.daemon.open == 0)  # type: ignore[misc]
+
+
 @pytest.fixture(params=INTERFACES)
 def served(request: pytest.FixtureRequest, all_served: dict[str, Served]) -> Served:
     return all_served[request.param]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, body_length, decoder
@@ -60,6 +60,9 @@ def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int])
 
 
 @given(st.integers(0, 10**30), st.integers(0, 5000))
+@example(10**18 - 1, 0)
+@example(10**18, 0)
+@example(2**64 + 3, 20)
 def test_lengths_are_what_they_say_or_refused(length: int, zeros: int) -> None:
     value = b"0" * zeros + b"%d" % length
     if length < 10**18:
