@@ -17,6 +17,7 @@ from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.apps.base import App
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
+from quiesce.worker.core import http1
 from quiesce.worker.core.http1 import HeadParser
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
@@ -577,6 +578,27 @@ def test_empty_lines_are_skipped_at_once() -> None:
         connection: Any = next(iter(one.daemon._connections))
         assert connection._skip_empty_lines(Counting(b"\r\n" * 1000 + b"GET")) == b"GET"
     assert len(cuts) < 10
+
+
+def test_a_head_that_comes_byte_by_byte_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else 32 KiB of it cost ten times what they cost to read."""
+    looked_at = 0
+    check = http1._check_bytes
+
+    def counting(part: bytes) -> None:
+        nonlocal looked_at
+        looked_at += len(part)
+        check(part)
+
+    monkeypatch.setattr(http1, "_check_bytes", counting)
+    with bench(APP) as one:
+        one.send(HOST + b"X: ")
+        for _ in range(5000):
+            one.send(b"y")
+        assert looked_at < 6000
+        one.send(b"y\r")
+        one.send(b"\nZ: a\nb")
+        assert one.read().startswith(b"HTTP/1.1 400 ")
 
 
 def test_long_names_and_hosts_are_not_remembered() -> None:

@@ -85,17 +85,34 @@ class HeadParser:
                 self._hosts.clear()
             self._hosts.add(host)
 
-    def check_part(self, data: bytes) -> None:
+    def check_part(self, data: bytes, judged: int = 0) -> int:
         """Judge a head that is not complete, so that nonsense is answered at once.
 
-        ``data`` begins where the request line begins.  The first fault in the order of bytes decides: however a
-        head is cut, the answer is the same.
+        The first fault in the order of bytes decides: however a head is cut, the answer is the same.
+
+        Args:
+            data: It begins where the request line begins.
+            judged: What was returned for the part that was shorter; 0 at first.  A client that sends byte by byte
+                must not make us look at all of them each time.
 
         Raises:
             Rejected: It can never become a good one.
         """
         limits = self._limits
         head = data[: limits.header_bytes]
+        if not judged:
+            judged = self._check_line(head)
+        if judged:
+            fields = head[judged:].removesuffix(b"\r")
+            _check_bytes(fields)
+            judged += len(fields)
+        if len(data) > limits.header_bytes:
+            raise Rejected(431, f"the header section is larger than {limits.header_bytes} bytes")
+        return judged
+
+    def _check_line(self, head: bytes) -> int:
+        """Judge a request line that may not be complete.  Returns where it ends, or 0."""
+        limits = self._limits
         eol = head.find(b"\r\n")
         line = head[:eol] if eol >= 0 else head.removesuffix(b"\r")  # which may be half a line end
         if len(line) > limits.line_bytes:
@@ -104,9 +121,7 @@ class HeadParser:
         _check_bytes(line)
         if eol >= 0:
             _request_line(line)
-            _check_bytes(head[eol:].removesuffix(b"\r"))
-        if len(data) > limits.header_bytes:
-            raise Rejected(431, f"the header section is larger than {limits.header_bytes} bytes")
+        return max(eol, 0)
 
     def parse(self, head: bytes) -> Request:
         """Parse a head.

@@ -50,8 +50,8 @@ class Connection(Ending):
 
     # fmt: off
     __slots__ = (
-        "_continue", "_decoder", "_eof", "_events", "_input", "_parsing", "_read", "_rested", "_store", "_unread",
-        "local", "peer", "scheme",
+        "_continue", "_decoder", "_eof", "_events", "_input", "_judged", "_parsing", "_read", "_rested", "_store",
+        "_unread", "local", "peer", "scheme",
     )
     # fmt: on
 
@@ -75,6 +75,7 @@ class Connection(Ending):
         self._eof = False
         self._parsing = False  # _process is at work: it goes on by itself after an answer
         self._read = 0  # bytes of the body
+        self._judged = 0  # bytes of a head that is not complete
         self._rested = 0.0  # when we last ceased to read
         self._unread = 0  # bytes that were thrown away
         self._events = READ
@@ -252,7 +253,7 @@ class Connection(Ending):
         if not data:
             return  # empty lines are no request
         try:
-            self.daemon.parser.check_part(data)
+            self._judged = self.daemon.parser.check_part(data, self._judged if self.state is HEAD else 0)
         except Rejected as rejected:
             self.refuse(rejected)
             return
