@@ -601,6 +601,14 @@ def test_a_head_that_comes_byte_by_byte_is_looked_at_once(monkeypatch: pytest.Mo
         assert one.read().startswith(b"HTTP/1.1 400 ")
 
 
+def test_what_was_looked_at_is_forgotten_with_its_request() -> None:
+    with bench(APP) as one:
+        one.send(HOST + b"X: " + b"y" * 100)
+        one.send(b"\r\n\r\n")
+        one.send(HOST + b"X: \0")
+        assert b"HTTP/1.1 400 " in one.read()
+
+
 def test_long_names_and_hosts_are_not_remembered() -> None:
     parser = HeadParser(Limits())
     for i in range(50):
