@@ -89,6 +89,8 @@ GOOD = {
     "close in a second field": HOST + b"Connection: keep-alive\r\nConnection: close\r\n\r\n",
     "something like close": HOST + b"Connection: closed, not-close\r\n\r\n",
     "an offer of a websocket": HOST + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "an offer of a websocket in 1.0": b"GET / HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "an offer of a websocket to post": POST + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
     "an offer to upgrade, with a body": POST
     + b"Upgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nab",
     "expects nothing": HOST + b"Expect: ,\r\n\r\n",
@@ -105,6 +107,7 @@ GOOD = {
 
 # Those that are their connection's last.
 LAST = {
+    "an offer of a websocket in 1.0",
     "1.0 without host", "connection: close", "absolute form in 1.0 without host", "1.0 expects", "1.0 closes",
     "connection: Close", "close in a list", "close in a second field",
 }  # fmt: skip

@@ -245,6 +245,7 @@ def test_too_long_is_truncated_said_and_the_last(
 ) -> None:
     data = ask(served, Says(headers=(("Content-Length", "5"),), streamed=streamed), GET)
     assert data.endswith(b"\r\n\r\nonetw") and data.count(b"HTTP/1.1") == 1
+    assert streamed or b"\r\nConnection: close\r\n" in data  # who streams had said its head
     assert "more than its Content-Length" in capfd.readouterr().err
 
 

@@ -163,6 +163,9 @@ class Exchange:
                 self.body_sent = len(data)
                 self._done(head, data)
                 return
+            if 0 <= self._left < len(data) and not self._no_body:
+                self._last = True  # write() will say what is wrong; the client hears that it is the last
+                head = self._frame(len(data))
             connection.send(self, head)
         if data:
             self.write(data)
