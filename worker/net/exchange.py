@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
@@ -91,7 +91,7 @@ class Exchange:
         if not data:
             return connection.queued
         if type(data) is not bytes:
-            data = bytes(memoryview(data))  # a TypeError for text, before anything of the head is out
+            data = _as_bytes(data)
         head = b"" if self.started else self._frame(self._whole)
         if self._no_body:
             if head:
@@ -357,3 +357,15 @@ class Exchange:
     def seconds(self) -> float:
         """Since the head was complete."""
         return monotonic() - self.since
+
+
+def _as_bytes(data: Any) -> bytes:
+    """What can be sent as it is, or a copy of it.
+
+    Raises:
+        TypeError: Text, a number: before anything of the head is out, so that there can be a 500.
+    """
+    view = memoryview(data)
+    if type(data) is memoryview and view.readonly and view.c_contiguous and view.ndim == view.itemsize == 1:
+        return data  # type: ignore[return-value]
+    return bytes(view)  # it may change while it waits for the client, or its len() is no number of bytes
