@@ -164,9 +164,8 @@ class ChunkedDecoder:
         limit = _MAX_LINE if self._expect == "size" else self._trailer_bytes
         eol = data.find(b"\r\n", at)
         end = eol if eol >= 0 else len(data) - data.endswith(b"\r")
-        line = data[
-            at : min(end, at + limit)
-        ]  # the first fault in the order of bytes decides, however they come
+        # The first fault in the order of bytes decides, however they come.
+        line = data[at:end] if end - at <= limit else data[at : at + limit]
         if len(line.translate(None, _NOT_TEXT)) != len(line):
             raise Rejected(400, "control characters in a chunk's size or trailer")
         if end - at > limit:
@@ -184,9 +183,10 @@ class ChunkedDecoder:
         if not digits or len(digits) > 15 or digits.translate(None, _HEX_DIGITS):
             raise Rejected(400, "a chunk's size is not a hexadecimal number")
         self._left = int(digits, 16)
-        self._padding = max(0, self._padding + len(line) - _FREE - self._left)
-        if self._padding > _MOST_PADDING:
-            raise Rejected(400, "there is more of chunk extensions than of the body")
+        if self._padding or len(line) > _FREE:
+            self._padding = max(0, self._padding + len(line) - _FREE - self._left)
+            if self._padding > _MOST_PADDING:
+                raise Rejected(400, "there is more of chunk extensions than of the body")
         self._total += self._left
         if self._limit and self._total > self._limit:
             raise Rejected(413, f"the body is larger than {self._limit} bytes")
