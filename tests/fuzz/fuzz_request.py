@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from quiesce import Request, Response
 from quiesce.worker import daemon
+from quiesce.worker.apps.base import App
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.core.limits import Limits
+from quiesce.worker.net.exchange import Exchange
 from wire.serving import WatchedConnection, bench, steps_outside_the_table
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -42,15 +44,39 @@ def _handler(request: Request) -> Response:
     return Response(b"<" + request.body + b">")
 
 
+class _Streaming:
+    """The same, called at the head: it reads the body itself."""
+
+    interface, streams_body, blocking = "asgi", True, False
+
+    def handle(self, exchange: Exchange) -> None:
+        parts: list[bytes] = []
+
+        def on_body(data: bytes, more: bool) -> None:
+            parts.append(data)
+            if not more:
+                body = b"".join(parts)
+                _seen.append(exchange.request)
+                _bodies.append(body)
+                exchange.respond(Response(b"<" + body + b">"))
+
+        exchange.read_body(on_body)
+
+
 _APP = NativeApp(_handler)
+_STREAMING = _Streaming()
 
 
 def one_input(data: bytes) -> None:
     """Raises AssertionError, or whatever came out of the engine, where something is wrong with ``data``'s treatment."""
     cut = sum(data) % (len(data) + 1)
     verdicts = []
-    for pieces in ([data], [data[:cut], data[cut:]], [data[i : i + 1] for i in range(len(data))]):
-        reply = _send(pieces)
+    for app, pieces in (
+        (_APP, [data]),
+        (_STREAMING, [data[:cut], data[cut:]]),
+        (_APP, [data[i : i + 1] for i in range(len(data))]),
+    ):
+        reply = _send(pieces, app)
         answers = list(_answers(reply))
         for request in _seen:
             _check_request(request)
@@ -60,12 +86,12 @@ def one_input(data: bytes) -> None:
     assert verdicts[0] == verdicts[1] == verdicts[2], f"the cut decides: {verdicts}"
 
 
-def _send(pieces: list[bytes]) -> bytes:
+def _send(pieces: list[bytes], app: App) -> bytes:
     _seen.clear()
     _bodies.clear()
     before, daemon.Connection = daemon.Connection, WatchedConnection  # type: ignore[misc]
     try:
-        with bench(_APP, LIMITS) as one:
+        with bench(app, LIMITS) as one:
             for piece in pieces:
                 one.send(piece)
             reply = one.read()

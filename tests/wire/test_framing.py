@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import re
 import socket
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 
 import h11
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from quiesce import Request, Response
 from quiesce.worker.apps.asgi import AsgiApp
@@ -502,3 +506,61 @@ def test_eight_thousand_bytes_of_request_line_are_supported() -> None:
     with bench(NativeApp(hello)) as one:
         one.send(b"GET /" + b"x" * 7986 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
         assert one.read().startswith(b"HTTP/1.1 200 ")
+
+
+_NAMES = st.sampled_from(
+    [
+        "X",
+        "x-y",
+        "Set-Cookie",
+        "Content-Length",
+        "content-length",
+        "Connection",
+        "Date",
+        "Transfer-Encoding",
+        "",
+        "A B",
+    ]
+) | st.text(st.characters(max_codepoint=300), max_size=6)
+_VALUES = st.sampled_from(
+    ["1", "3", "6", "close", "chunked", "a\r\nB: c", "a\nb", "\t a ", "", "x\0", "\r\n\r\nHTTP/1.1 200 OK"]
+) | st.text(st.characters(max_codepoint=300), max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.builds(
+        Says,
+        st.sampled_from([200, 200, 204, 205, 304, 404, 426, 500, 299]),
+        st.lists(st.tuples(_NAMES, _VALUES), max_size=3).map(tuple),
+        st.lists(st.binary(max_size=4), max_size=3).map(tuple),
+        st.booleans(),
+    ),
+    st.sampled_from(["GET", "HEAD", "POST"]),
+)
+@example(Says(headers=(("Content-Length", "7"),)), "GET")
+def test_whatever_an_application_says_is_one_answer(says: Says, method: str) -> None:
+    """Or a 500, or a cut that shows; and no more of it than one."""
+    global _said
+    _said = says
+    for app in (NativeApp(native), WsgiApp(wsgi)):
+        with bench(app) as one, contextlib.redirect_stderr(io.StringIO()):
+            one.send(f"{method} / HTTP/1.1\r\nHost: a\r\n\r\n".encode() + SECOND)
+            for _ in range(10):
+                one.loop.turn()
+            reply = one.read()
+        sent = b"".join(says.parts)
+        try:
+            answers = _as_h11_reads(method, reply.removesuffix(b"EOF"))
+        except h11.RemoteProtocolError as exc:
+            assert "without sending complete message body" in str(exc)
+            assert any(
+                name.lower() == "content-length" and int(value) > len(sent) for name, value in says.headers
+            )
+            continue
+        status, body = answers[0]
+        silent = method == "HEAD" or says.status in (204, 205, 304)
+        assert answers[1:] in ([], [(200, b"second")])
+        assert status in (says.status, 500)
+        if status == says.status != 500:
+            assert body == b"" if silent else sent.startswith(body)
