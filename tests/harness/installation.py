@@ -104,7 +104,5 @@ def install(path: Path, version: str = "") -> Installation:
     script.chmod(0o755)
     installation = Installation(path)
     if version:
-        installation.edit(
-            "__init__.py", f'__version__ = "{quiesce.__version__}"', f'__version__ = "{version}"'
-        )
+        installation.edit("__init__.py", f'__version__ = "{quiesce.__version__}"', f'__version__ = "{version}"')
     return installation
