@@ -124,8 +124,8 @@ def read_to_end(sock: socket.socket) -> bytes:
 class Served:
     """A daemon in a thread, on a loopback listener.  ``do`` runs something in the loop's thread."""
 
-    def __init__(self, app: App, **options: Any) -> None:
-        self.loop = EpollLoop()
+    def __init__(self, app: App, *, loop: Any = None, **options: Any) -> None:
+        self.loop = loop or EpollLoop()
         self.daemon = Daemon(app, self.loop, **options)
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.address = listener.getsockname()

@@ -11,6 +11,7 @@ from wsgiref.validate import validator
 
 import pytest
 
+from quiesce.worker.apps import wsgi
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.core.limits import Limits
 from wire.serving import read_reply, read_to_end, serving
@@ -86,6 +87,14 @@ def test_environ() -> None:
     }  # fmt: skip
     assert {key: environ.get(key) for key in want} == want
     assert environ["REMOTE_PORT"].isdigit()
+
+
+def test_long_names_are_not_remembered() -> None:
+    """A thousand of them, each as long as a head, would stay for good."""
+    name = b"x-" + b"y" * 5000
+    environ = _environ_of(b"GET / HTTP/1.1\r\nHost: a\r\n%s: z\r\n\r\n" % name)
+    assert environ["HTTP_X_" + "Y" * 5000] == "z"
+    assert max(map(len, wsgi._KEYS)) < 200
 
 
 def test_multithread_is_true_where_it_is() -> None:

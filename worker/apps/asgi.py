@@ -97,6 +97,8 @@ def scope_of(request: "Request") -> dict[str, Any]:
 
 
 def _asks_for_websocket(request: "Request") -> bool:
+    if request.version == "1.0" or request.method != "GET":
+        return False  # RFC 9110 §7.8: must be ignored; RFC 6455 §4.1: GET it is
     for name, value in request.headers:
         if name == b"upgrade":
             return value.lower() == b"websocket"

@@ -19,6 +19,7 @@ Environ = dict[str, Any]
 
 _KEYS: dict[bytes, str] = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
 _MOST_KEYS = 1000
+_LONGEST_KEY = 100
 _JOIN_BELOW = 64 * 1024
 
 
@@ -121,7 +122,7 @@ def _learn(name: bytes) -> str:
     """The environ key of a header; "" for one that another could be taken for."""
     if b"_" in name:
         return ""  # X_Forwarded_For would pass for X-Forwarded-For, which a proxy has checked
-    if len(_KEYS) > _MOST_KEYS:
+    if len(_KEYS) > _MOST_KEYS or len(name) > _LONGEST_KEY:
         return "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
     key = _KEYS[name] = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
     return key

@@ -5,8 +5,11 @@ not know), so are the framing (body_framing.py) and the checks on bytes that no 
 whatever llhttp's version is lenient about, we are not; and one parser serves all connections, because it
 only ever sees whole heads: an idle connection costs no parser.
 
-Source: RFC 9112 §2.2, §3, §5; RFC 9110 §5.5, §7.2.
+Source: RFC 9112 §2.2, §3, §5; RFC 9110 §5.5, §7.2.  docs/http1.md has every rule and its test.
 """
+
+import re
+from collections.abc import Iterable
 
 import httptools
 
@@ -20,8 +23,12 @@ _METHODS = {
 }
 _VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
 _CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
-_VISIBLE = bytes(range(0x21, 0x7F))
-_HOST = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._~%!$&'()*+,;=:[]"
+_VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")  # a fragment is the client's own affair: never sent
+# uri-host [ ":" port ] of RFC 3986 §3.2.2.  User information is no part of it, and passes for a host elsewhere.
+_HOST = re.compile(
+    rb"(?:\[(?:[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*|v[0-9A-Fa-f]+\.[-.\w~!$&'()*+,;=:]+)\]"
+    rb"|(?:[-.\w~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?"
+)
 _DECIDING = frozenset(
     (
         b"host",
@@ -34,6 +41,8 @@ _DECIDING = frozenset(
     )
 )
 _LINE = b"GET / HTTP/1.1\r\n"
+_REMEMBERED = 100  # longer names and hosts are not kept: a thousand as long as a head would be 32 MB
+_LONGEST_METHOD = 64
 
 
 class HeadParser:
@@ -42,6 +51,7 @@ class HeadParser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._names: dict[bytes, bytes] = {}  # as sent → lower case; bounded
+        self._hosts: set[bytes] = set()  # found to be good; bounded
         self._renew()
 
     def _renew(self) -> None:
@@ -60,30 +70,58 @@ class HeadParser:
     def _learn(self, name: bytes) -> bytes:
         if name.translate(None, TOKEN):
             raise Rejected(400, "a field name is not a token")
-        if len(self._names) > 1000:  # somebody invents names: start again
-            self._names.clear()
-        lower = self._names[name] = name.lower()
+        lower = name.lower()
+        if len(name) <= _REMEMBERED:
+            if len(self._names) > 1000:  # somebody invents names: start again
+                self._names.clear()
+            self._names[name] = lower
         return lower
 
-    def check_part(self, data: bytes) -> None:
+    def _check_host(self, host: bytes) -> None:
+        if not _HOST.fullmatch(host):
+            raise Rejected(400, "Host is malformed")
+        if len(host) <= _REMEMBERED:
+            if len(self._hosts) > 1000:
+                self._hosts.clear()
+            self._hosts.add(host)
+
+    def check_part(self, data: bytes, judged: int = 0) -> int:
         """Judge a head that is not complete, so that nonsense is answered at once.
 
-        ``data`` begins where the request line begins.
+        The first fault in the order of bytes decides: however a head is cut, the answer is the same.
+
+        Args:
+            data: It begins where the request line begins.
+            judged: What was returned for the part that was shorter; 0 at first.  A client that sends byte by byte
+                must not make us look at all of them each time.
 
         Raises:
             Rejected: It can never become a good one.
         """
         limits = self._limits
-        eol = data.find(b"\r\n")
-        if (eol if eol >= 0 else len(data)) > limits.line_bytes:
-            raise Rejected(414, f"the request line is longer than {limits.line_bytes} bytes")
+        head = data[: limits.header_bytes]
+        if not judged:
+            judged = self._check_line(head)
+        if judged:
+            fields = head[judged:].removesuffix(b"\r")
+            _check_bytes(fields)
+            judged += len(fields)
         if len(data) > limits.header_bytes:
             raise Rejected(431, f"the header section is larger than {limits.header_bytes} bytes")
-        newlines = data.count(b"\n")
-        if newlines != data.count(b"\r\n") or data.count(b"\r") - data.endswith(b"\r") != newlines:
-            raise Rejected(400, "a line ends in a bare CR or LF")
-        if len(data.translate(None, _CONTROL)) != len(data):
-            raise Rejected(400, "control characters in the header section")
+        return judged
+
+    def _check_line(self, head: bytes) -> int:
+        """Judge a request line that may not be complete.  Returns where it ends, or 0."""
+        limits = self._limits
+        eol = head.find(b"\r\n")
+        line = head[:eol] if eol >= 0 else head.removesuffix(b"\r")  # which may be half a line end
+        if len(line) > limits.line_bytes:
+            _check_bytes(line[: limits.line_bytes].removesuffix(b"\r"))
+            raise Rejected(414, f"the request line is longer than {limits.line_bytes} bytes")
+        _check_bytes(line)
+        if eol >= 0:
+            _request_line(line)
+        return max(eol, 0)
 
     def parse(self, head: bytes) -> Request:
         """Parse a head.
@@ -96,24 +134,22 @@ class HeadParser:
         """
         limits = self._limits
         eol = head.find(b"\r\n")
-        if eol > limits.line_bytes or len(head) > limits.header_bytes:
-            self.check_part(head)
         newlines = head.count(b"\n")
         if (
-            newlines != head.count(b"\r\n")
+            eol > limits.line_bytes
+            or len(head) > limits.header_bytes
+            or newlines != head.count(b"\r\n")
             or newlines != head.count(b"\r")
             or len(head.translate(None, _CONTROL)) != len(head)
         ):
-            raise Rejected(400, "control characters or a bare CR or LF in the header section")
-        parts = head[:eol].split(b" ")
-        if len(parts) != 3:
-            raise Rejected(400, "the request line is not METHOD TARGET VERSION")
-        target = parts[1]
-        version = _VERSIONS.get(parts[2]) or _other_version(parts[2])
-        method = _METHODS.get(parts[0]) or _other_method(parts[0])
-        if target[:1] != b"/" or target.translate(None, _VISIBLE):
-            _check_target(method, target)
+            self.check_part(head)  # which says what it is
+        method, target, version = _request_line(head[:eol])
+        fields = newlines - 2  # all lines but the first and the last
+        if fields > limits.header_count:
+            raise Rejected(431, f"more than {limits.header_count} fields")
 
+        if head[eol + 2] in b" \t":
+            raise Rejected(400, "white space before the first field")
         headers: list[Header] = []
         deciding: list[Header] = []
         self._headers, self._deciding = headers, deciding
@@ -124,20 +160,43 @@ class HeadParser:
         except httptools.HttpParserError as exc:
             self._renew()
             raise _refusal(head, exc) from None
-        if len(headers) > limits.header_count:
+        if len(headers) != fields:
             self._renew()
-            raise Rejected(431, f"more than {limits.header_count} fields")
+            raise Rejected(
+                400, "a line of the header section is no field"
+            )  # folded, in llhttp's lenient days
         request = Request(method, target, version, headers)
         if len(deciding) == 1 and deciding[0][0] == b"host":
-            host = deciding[0][1]
-            if host.translate(None, _HOST):
-                raise Rejected(400, "Host is malformed")
+            if deciding[0][1] not in self._hosts:
+                self._check_host(deciding[0][1])
         else:
             self._renew()  # what decides for us decided for llhttp as well: it may be waiting for a body
-            _decide(request, deciding, limits.body_bytes)
+            for host in _decide(request, deciding, limits.body_bytes):
+                self._check_host(host)
         if target[:1] != b"/":
             _prefer_target_host(request)
         return request
+
+
+def _check_bytes(part: bytes) -> None:
+    newlines = part.count(b"\n")
+    if newlines != part.count(b"\r\n") or newlines != part.count(b"\r"):
+        raise Rejected(400, "a line ends in a bare CR or LF")
+    if len(part.translate(None, _CONTROL)) != len(part):
+        raise Rejected(400, "control characters in the header section")
+
+
+def _request_line(line: bytes) -> tuple[str, bytes, str]:
+    """Method, target and version.  RFC 9112 §3 allows for more white space, and §11.2 says what that is worth."""
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise Rejected(400, "the request line is not METHOD TARGET VERSION")
+    target = parts[1]
+    version = _VERSIONS.get(parts[2]) or _other_version(parts[2])
+    method = _METHODS.get(parts[0]) or _other_method(parts[0])
+    if target[:1] != b"/" or target.translate(None, _VISIBLE):
+        _check_target(method, target)
+    return method, target, version
 
 
 def _other_version(version: bytes) -> str:
@@ -151,8 +210,10 @@ def _other_version(version: bytes) -> str:
 
 
 def _other_method(method: bytes) -> str:
-    if not method or len(method) > 64 or method.translate(None, TOKEN):
+    if not method or method.translate(None, TOKEN):
         raise Rejected(400, "the method is not a token")
+    if len(method) > _LONGEST_METHOD:
+        raise Rejected(501, "no method has so long a name")
     if method == b"CONNECT":
         raise Rejected(501, "this server is no proxy")
     return method.decode("ascii")
@@ -161,14 +222,14 @@ def _other_method(method: bytes) -> str:
 def _check_target(method: str, target: bytes) -> None:
     """RFC 9112 §3.2: origin-form, absolute-form, or the asterisk of OPTIONS."""
     if not target or target.translate(None, _VISIBLE):
-        raise Rejected(400, "the request target holds characters that must be percent-encoded")
+        raise Rejected(400, "the request target holds a fragment, or characters that must be percent-encoded")
     if target[:1] == b"/" or (target == b"*" and method == "OPTIONS"):
         return
     scheme, separator, rest = target.partition(b"://")
     authority = rest.replace(b"?", b"/").partition(b"/")[0]
     if scheme.lower() not in (b"http", b"https") or not separator or not authority or b"@" in authority:
         raise Rejected(400, "the request target is neither a path nor an http URI")
-    if authority.translate(None, _HOST):
+    if not _HOST.fullmatch(authority) or authority[:1] == b":":
         raise Rejected(400, "the request target's host is malformed")
 
 
@@ -176,32 +237,36 @@ def _prefer_target_host(request: Request) -> None:
     """With absolute-form, Host says what the target says, whatever was sent (RFC 9112 §3.2.2)."""
     if request.target == b"*":
         return
-    authority = request.target.partition(b"://")[2].replace(b"?", b"/").partition(b"/")[0].partition(b"#")[0]
-    request.headers[:] = [(b"host", authority) if name == b"host" else (name, value)
-                          for name, value in request.headers]  # fmt: skip
+    authority = request.target.partition(b"://")[2].replace(b"?", b"/").partition(b"/")[0]
+    others = [header for header in request.headers if header[0] != b"host"]
+    request.headers[:] = [(b"host", authority), *others]
 
 
-def _decide(request: Request, deciding: list[Header], body_limit: int) -> None:
-    """Everything that fields say about the message itself."""
+def _decide(request: Request, deciding: list[Header], body_limit: int) -> list[bytes]:
+    """Everything that fields say about the message itself.  Returns the values of Host, at most one."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in deciding:
         values.setdefault(name, []).append(value)
-    hosts = values.get(b"host", ())
+    hosts = values.get(b"host", [])
     if len(hosts) != 1 and (hosts or request.version == "1.1"):
         raise Rejected(400, "exactly one Host is needed")
-    if hosts and hosts[0].translate(None, _HOST):
-        raise Rejected(400, "Host is malformed")
     request.length = body_length(
         request.version, values.get(b"transfer-encoding", []), values.get(b"content-length", []), body_limit
     )
-    tokens = {
-        token.strip(b" \t").lower() for value in values.get(b"connection", ()) for token in value.split(b",")
-    }
-    request.keep_alive = b"close" not in tokens and (request.version == "1.1" or b"keep-alive" in tokens)
-    for value in values.get(b"expect", ()):
-        if value.lower() != b"100-continue":
-            raise Rejected(417, "the only expectation known here is 100-continue")
-        request.expects_continue = request.version == "1.1"
+    connection = _elements(values.get(b"connection", ()))
+    request.keep_alive = b"close" not in connection and (
+        request.version == "1.1" or b"keep-alive" in connection
+    )
+    expected = _elements(values.get(b"expect", ()))
+    if expected - {b"100-continue"}:
+        raise Rejected(417, "the only expectation known here is 100-continue")
+    request.expects_continue = bool(expected) and request.version == "1.1"
+    return hosts
+
+
+def _elements(values: Iterable[bytes]) -> set[bytes]:
+    """The elements of a list, in lower case; empty ones are none (RFC 9110 §5.6.1.2)."""
+    return {token.strip(b" \t").lower() for value in values for token in value.split(b",")} - {b""}
 
 
 def _refusal(head: bytes, error: Exception) -> Rejected:

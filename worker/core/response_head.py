@@ -17,6 +17,7 @@ _CONNECTION, _LENGTH, _DATE = b"connection", b"content-length", b"date"
 _DROPPED = frozenset(
     (b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection")
 )
+_CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
 _SPECIAL = _DROPPED | {_CONNECTION, _LENGTH, _DATE}
 _names: dict[bytes, bytes] = {}  # as given → lower case; bounded
 
@@ -51,8 +52,8 @@ def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
     """Check and encode what an application wants to say.
 
     Raises:
-        BadResponse: A name that is no token, a value with CR, LF or NUL in it (header injection), a length
-            that is no number, a status that is not 200 to 999.
+        BadResponse: A name that is no token, a value with CR, LF (header injection) or another control
+            character in it, a length that is no number, a status that is not 200 to 999.
     """
     line = STATUS_LINES.get(status)
     if reason or line is None:
@@ -65,11 +66,15 @@ def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
         lower = _names.get(name) or _learn(name)
         if lower in _SPECIAL:
             if lower in _DROPPED:
+                if status == 426 and lower == b"upgrade":  # RFC 9110 §15.5.22: must be there, and §7.8 how
+                    parts += (b"Upgrade: %s\r\n" % value, b"Connection: upgrade\r\n")
                 continue
             if lower == _CONNECTION:
                 close = close or b"close" in value.lower()
                 continue
             if lower == _DATE:
+                if dated:
+                    continue
                 dated = True
             else:
                 if not value.isdigit() or len(value) > 18 or length not in (-1, int(value)):
@@ -77,16 +82,23 @@ def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
                 if length >= 0:
                     continue
                 length = int(value)
-                if status == 204:  # RFC 9110 §8.6: must not
+                if status == 204 or status == 205:  # RFC 9110 §8.6: must not; 205: ours is 0
                     continue
         parts.append(b"%s: %s\r\n" % (name, value))
+    if status == 205:  # clients do not know it for one that ends with its head (RFC 9110 §15.3.6)
+        parts.append(b"Content-Length: 0\r\n")
+        length = 0
     lines = b"".join(parts)
     count = len(parts)
-    if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\0" in lines:
-        raise BadResponse("a status or header holds CR, LF or NUL")
+    if (
+        lines.count(b"\n") != count
+        or lines.count(b"\r") != count
+        or len(lines.translate(None, _CONTROL)) != len(lines)
+    ):
+        raise BadResponse("a status or header holds CR, LF, NUL or another control character")
     return Head(status, lines, length, close, dated)
 
 
 def has_no_body(status: int) -> bool:
-    """True for the statuses that end with their head (RFC 9112 §6.3; 205 by RFC 9110 §15.3.6)."""
+    """True for the statuses without content (RFC 9112 §6.3; 205 by RFC 9110 §15.3.6)."""
     return status in _NO_BODY

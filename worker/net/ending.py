@@ -47,7 +47,9 @@ class Ending(Timed):
         self.state = FRESH
         self.exchange = None
         self.busy = False  # counted as such
-        self._since = 0.0  # when the body's first byte came, or when we sent our FIN
+        self._since = (
+            0.0  # when the body began, later by the time in which we did not read it; or when we sent our FIN
+        )
         self._received = 0  # bytes that are not in the counters yet
         self._reported = 0  # of `sent`, in the counters
 
@@ -158,9 +160,12 @@ class Ending(Timed):
     def _say(self, rejected: Rejected, taken: Exchange | None) -> None:
         """Queue an answer of ours, in the place of the exchange that was taken away."""
         self._set_busy(True)
+        if taken is not None:
+            head_only = taken.request.method == "HEAD"
+        else:
+            head_only = self._input[:5] == b"HEAD "  # of a head that is no request, or not yet
         with self.lock:
             self._drop_body()
-        head_only = taken is not None and taken.request.method == "HEAD"
         self.push(None, reply(rejected, self.daemon.date(), head_only=head_only))
         if not self.probe:
             self.daemon.counters.response(rejected.status, 0, 0)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
@@ -90,6 +90,8 @@ class Exchange:
             return 0
         if not data:
             return connection.queued
+        if type(data) is not bytes:
+            data = _as_bytes(data)
         head = b"" if self.started else self._frame(self._whole)
         if self._no_body:
             if head:
@@ -161,6 +163,9 @@ class Exchange:
                 self.body_sent = len(data)
                 self._done(head, data)
                 return
+            if 0 <= self._left < len(data) and not self._no_body:
+                self._last = True  # write() will say what is wrong; the client hears that it is the last
+                head = self._frame(len(data))
             connection.send(self, head)
         if data:
             self.write(data)
@@ -352,3 +357,15 @@ class Exchange:
     def seconds(self) -> float:
         """Since the head was complete."""
         return monotonic() - self.since
+
+
+def _as_bytes(data: Any) -> bytes:
+    """What can be sent as it is, or a copy of it.
+
+    Raises:
+        TypeError: Text, a number: before anything of the head is out, so that there can be a 500.
+    """
+    view = memoryview(data)
+    if type(data) is memoryview and view.readonly and view.c_contiguous and view.ndim == view.itemsize == 1:
+        return data  # type: ignore[return-value]
+    return bytes(view)  # it may change while it waits for the client, or its len() is no number of bytes

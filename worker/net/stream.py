@@ -50,8 +50,8 @@ class Connection(Ending):
 
     # fmt: off
     __slots__ = (
-        "_continue", "_decoder", "_eof", "_events", "_input", "_parsing", "_read", "_store", "_unread",
-        "local", "peer", "scheme",
+        "_continue", "_decoder", "_eof", "_events", "_input", "_judged", "_parsing", "_read", "_rested", "_store",
+        "_unread", "local", "peer", "scheme",
     )
     # fmt: on
 
@@ -75,6 +75,8 @@ class Connection(Ending):
         self._eof = False
         self._parsing = False  # _process is at work: it goes on by itself after an answer
         self._read = 0  # bytes of the body
+        self._judged = 0  # bytes of a head that is not complete
+        self._rested = 0.0  # when we last ceased to read
         self._unread = 0  # bytes that were thrown away
         self._events = READ
         daemon.loop.watch(self.fd, self.ready, READ)
@@ -173,8 +175,18 @@ class Connection(Ending):
         if self._queue:
             wanted |= WRITE
         if wanted != self._events:
+            if (wanted ^ self._events) & READ:
+                self._rest(not wanted & READ)
             self._events = wanted
             self.daemon.loop.rewatch(self.fd, wanted)
+
+    def _rest(self, begins: bool) -> None:
+        """We do not read, or read again: a client has no part in that, and its rate does not fall by it."""
+        now = monotonic()
+        if begins:
+            self._rested = now
+        elif self._decoder is not None:
+            self._since += now - self._rested
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -200,6 +212,7 @@ class Connection(Ending):
                     self._input = data[end:]
             except Rejected as rejected:
                 self._parsing = False
+                self._input = data  # so that we see what it was to be
                 self.refuse(rejected)
                 return
             request.scheme = self.scheme
@@ -228,9 +241,11 @@ class Connection(Ending):
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """RFC 9112 §2.2: empty lines in front of a request line are ignored."""
-        while data[:2] == b"\r\n":
-            data = data[2:]
-        return data
+        lead = len(data) - len(data.lstrip(b"\r\n"))
+        lines = lead // 2  # all at once: one by one, 64 KiB of them would be copied 32,768 times
+        if data[: 2 * lines] == b"\r\n" * lines and data[2 * lines : lead] != b"\n":
+            return data[2 * lines :]
+        return data  # a bare CR or LF is among them: refused
 
     def _part(self, data: bytes) -> None:
         """A head that is not complete."""
@@ -238,7 +253,7 @@ class Connection(Ending):
         if not data:
             return  # empty lines are no request
         try:
-            self.daemon.parser.check_part(data)
+            self._judged = self.daemon.parser.check_part(data, self._judged if self.state is HEAD else 0)
         except Rejected as rejected:
             self.refuse(rejected)
             return
@@ -253,7 +268,7 @@ class Connection(Ending):
         limits = daemon.limits
         self._decoder = decoder(request.length, limits.body_bytes, limits.header_bytes)
         self._continue = request.expects_continue and not self._input
-        self._since = monotonic()
+        self._since = self._rested = monotonic()
         self._read = 0
         data, self._input = self._input, b""
         exchange = Exchange(self, request, self._since)
@@ -278,6 +293,7 @@ class Connection(Ending):
     def _say_continue(self) -> None:
         if self._continue:
             self._continue = False
+            self._since = self._rested = monotonic()  # only now is it to send
             self._loud(self.push(self.exchange, _CONTINUE))
             if not self.probe:
                 self.daemon.counters.count(figures.RESPONSES + 1)

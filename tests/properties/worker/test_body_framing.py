@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
+from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, body_length, decoder
 from quiesce.worker.core.rejected import Rejected
 
 
@@ -56,6 +57,34 @@ def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int])
         except Rejected as rejected:
             verdicts.append(rejected.status)
     assert verdicts[0] == verdicts[1]
+
+
+@given(st.integers(0, 10**30), st.integers(0, 5000))
+@example(10**18 - 1, 0)
+@example(10**18, 0)
+@example(2**64 + 3, 20)
+def test_lengths_are_what_they_say_or_refused(length: int, zeros: int) -> None:
+    value = b"0" * zeros + b"%d" % length
+    if length < 10**18:
+        assert body_length("1.1", [], [value], 0) == length
+    else:
+        with pytest.raises(Rejected, match="larger than anything"):
+            body_length("1.1", [], [value], 0)
+
+
+def test_chunks_may_not_be_mostly_wrapping() -> None:
+    """Extensions of one byte's chunks are bounded together (RFC 9112 §7.1.1), and those of large ones are not."""
+    made = ChunkedDecoder(0, 100)
+    with pytest.raises(Rejected, match="extensions"):
+        for _ in range(100):
+            made.feed(b"1;x=" + b"y" * 240 + b"\r\na\r\n")
+    made = ChunkedDecoder(0, 100)
+    for _ in range(1000):  # signed chunks, as storage clients send them
+        made.feed(b"2000;chunk-signature=" + b"f" * 64 + b"\r\n" + b"x" * 0x2000 + b"\r\n")
+    for _ in range(10_000):
+        made.feed(b"1\r\na\r\n")
+    made.feed(b"0\r\n\r\n")
+    assert made.done
 
 
 @given(
