@@ -53,8 +53,8 @@ class Daemon:
         connect: Makes the connections, in place of ``Connection``: for who must know more of each one.
         accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
             affair, and :meth:`add_connection` is the way back.
-        heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do sleeps, and
-            :meth:`enter` must say whose thread the loop's is.
+        heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
+            sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
 
     def __init__(

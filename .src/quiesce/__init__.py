@@ -11,12 +11,12 @@ __version__ = "0.1.0"  # by hand: importlib.metadata alone would cost every work
 if TYPE_CHECKING:
     from quiesce.shared.errors import QuiesceError as QuiesceError
     from quiesce.worker.core.request import Request as Request
-    from quiesce.worker.core.response import Response as Response
+    from quiesce.worker.response import Response as Response
 
 _HOME = {
     "QuiesceError": "quiesce.shared.errors",
     "Request": "quiesce.worker.core.request",
-    "Response": "quiesce.worker.core.response",
+    "Response": "quiesce.worker.response",
 }
 __all__ = ["QuiesceError", "Request", "Response", "__version__"]
 
