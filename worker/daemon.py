@@ -93,7 +93,7 @@ class Daemon:
         self._connections: set[Ending] = set()
         self._by_ip: dict[str, int] = {}
         self._acceptor = Acceptor(loop, accepted or self._accepted, before_accept)
-        self._connect: Connect = connect or Connection
+        self.connect: Connect = connect or Connection
         self._blocking = getattr(app, "blocking", True)
         self._pool = (
             ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
@@ -203,7 +203,7 @@ class Daemon:
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = self._connect(self, sock, peer, local, scheme, probe)
+            connection = self.connect(self, sock, peer, local, scheme, probe)
         except BaseException:
             sock.close()
             raise
@@ -213,7 +213,7 @@ class Daemon:
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         sock.setblocking(False)
         limits = self.limits
-        connection = self._connect(self, sock, peer, local, "http", False)
+        connection = self.connect(self, sock, peer, local, "http", False)
         full = self._add(connection) > limits.connections > 0
         ip = peer[0] if peer else ""
         if limits.connections_per_ip and ip:

@@ -1,13 +1,10 @@
 """The worker's own loop: level-triggered epoll."""
 
-from collections.abc import Callable
-
-from quiesce.worker.loops.base import READ
 from quiesce.worker.loops.epoll_set import EpollSet
 from quiesce.worker.loops.own_loop import OwnLoop
 
 
-class EpollLoop(EpollSet, OwnLoop):
+class EpollLoop(EpollSet, OwnLoop):  # in this order: watching is the set's
     """See :class:`quiesce.worker.loops.base.Loop`.  Owns its epoll and eventfd descriptors."""
 
     def __init__(self, slot: memoryview | None = None) -> None:
@@ -15,9 +12,6 @@ class EpollLoop(EpollSet, OwnLoop):
         EpollSet.__init__(self)
         self._wait = self._epoll.poll  # nothing in between: this is the worker's hottest call
         self._watch_wake_fd()
-
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
-        EpollSet.watch(self, fd, callback, events)
 
     def fileno(self) -> int:
         """Readable when a turn would find something: for a loop of somebody else's that watches ours."""

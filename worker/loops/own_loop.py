@@ -40,6 +40,12 @@ class OwnLoop:
     def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
         raise NotImplementedError
 
+    def rewatch(self, fd: int, events: int) -> None:
+        raise NotImplementedError
+
+    def unwatch(self, fd: int) -> None:
+        raise NotImplementedError
+
     def now(self) -> float:
         return monotonic()
 
