@@ -478,7 +478,9 @@ class Daemon:
             raise WrongMode(
                 "the daemon has threads of its own; only Mode.EXTERNAL is turned by its application"
             )
-        return self._running().seats[0].loop
+        seat = self._running().seats[0]
+        seat.engine.enter()  # whoever turns it is its thread
+        return seat.loop
 
 
 def _poller(mode: Mode, poller: Poller) -> Poller:

@@ -89,7 +89,9 @@ class Seat:
 
     def listen(self, sock: socket.socket) -> None:
         """Accept on it, by a descriptor of our own."""
-        self.engine.add_listener(LISTENER, sock.dup())
+        ours = sock.dup()
+        ours.setblocking(False)  # Python's copy has the timeout of the original, and would wait by itself
+        self.engine.add_listener(LISTENER, ours)
         self.engine.accept()
 
     def quiesce(self) -> None:

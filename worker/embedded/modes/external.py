@@ -17,7 +17,7 @@ class External:
         self._place = place
 
     def start(self) -> None:
-        self.seats[0].engine.enter()
+        pass
 
     def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
         self._place(seat, sock, peer, local)
