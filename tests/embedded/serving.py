@@ -40,6 +40,7 @@ EXTERNAL = [
     Setup(Mode.EXTERNAL, Poller.SELECT, "run_from_select"),
     Setup(Mode.EXTERNAL, Poller.SELECT, "run"),
     Setup(Mode.EXTERNAL, Poller.SELECT, "run_wait"),
+    Setup(Mode.EXTERNAL, Poller.POLL, "run_wait", F.MHD_USE_POLL),
     Setup(Mode.EXTERNAL, Poller.EPOLL, "run", F.MHD_USE_EPOLL),
     Setup(Mode.EXTERNAL, Poller.EPOLL, "run_from_select", F.MHD_USE_EPOLL),
     Setup(Mode.EXTERNAL, Poller.EPOLL, "run_wait", F.MHD_USE_EPOLL),
@@ -70,6 +71,26 @@ class Turner:
         self._thread.start()
 
     def _run(self) -> None:
+        if self._daemon.info.poller is Poller.POLL:
+            self._run_poll()
+        else:
+            self._run_select()
+
+    def _run_poll(self) -> None:
+        """There are no sets for a select of ours, so the daemon waits, and is woken for the test's orders."""
+        while not self._over:
+            if self.paused:
+                self._ours.recv(1000)
+            else:
+                self._daemon.run_wait(None)
+            self._do_tasks()
+
+    def _do_tasks(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task()
+
+    def _run_select(self) -> None:
         daemon = self._daemon
         while not self._over:
             reading, writing = daemon.get_fdset()
@@ -80,9 +101,7 @@ class Turner:
             readable, writable, _ = select.select([*reading, self._ours], writing, [], timeout)
             if self._ours in readable:
                 self._ours.recv(1000)
-                tasks, self._tasks = self._tasks, []
-                for task in tasks:
-                    task()
+                self._do_tasks()
             if self.paused or self._over:
                 continue
             if self._how == "run_from_select":
@@ -107,6 +126,8 @@ class Turner:
             done.set()
 
         self._tasks.append(task)
+        if self._daemon.info.poller is Poller.POLL:
+            self._daemon.wake()
         self._theirs.send(b"x")
         assert done.wait(PATIENCE_S)
         if error:
@@ -191,12 +212,19 @@ def running(setup: Setup, *handler: Any, **options: Any) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def running_mhd(
-    setup: Setup, dh: Any, *options: Any, flags: int = 0, dh_cls: Any = None, apc: Any = None
+    setup: Setup,
+    dh: Any,
+    *options: Any,
+    flags: int = 0,
+    port: int = 0,
+    apc: Any = None,
+    apc_cls: Any = None,
+    dh_cls: Any = None,
 ) -> Iterator[Running]:
     """The same by MHD_start_daemon; ``options`` without their end."""
     pool = (mhd.MHD_OPTION_THREAD_POOL_SIZE, setup.pool) if setup.pool else ()
     daemon = mhd.MHD_start_daemon(
-        setup.flags | flags, 0, apc, None, dh, dh_cls, *pool, *options, mhd.MHD_OPTION_END
+        setup.flags | flags, port, apc, apc_cls, dh, dh_cls, *pool, *options, mhd.MHD_OPTION_END
     )
     assert daemon is not None
     made = Running(setup, daemon)

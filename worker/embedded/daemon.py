@@ -271,7 +271,7 @@ class Daemon:
         left then.  Returns at once; the listening socket stays ours.
         """
         for seat in self._running().all_seats():
-            seat.do(lambda seat=seat: seat.engine.drain(timeout_s, lambda: None))  # type: ignore[misc]
+            seat.do(lambda seat=seat: seat.drain(timeout_s))  # type: ignore[misc]
 
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until nobody is connected; in ``Mode.EXTERNAL`` by turning the loop.  False: it took too long."""
@@ -291,6 +291,10 @@ class Daemon:
     def run_wait(self, timeout_s: float | None) -> None:
         """Wait until something is ready or due, ``timeout_s`` seconds at most (None: however long), then serve it."""
         self._external().turn(timeout_s)
+
+    def wake(self) -> None:
+        """Have :meth:`run_wait` return soon.  From any thread."""
+        self._running().seats[0].post(lambda: None)
 
     def run_from_select(self, readable: Container[int], writable: Container[int]) -> None:
         """Serve what your own ``select`` found ready.  Descriptors that are not ours are ignored.

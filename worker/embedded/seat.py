@@ -23,6 +23,7 @@ class Seat:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._over = False  # nobody turns the loop any more
+        self._stopped = False
 
     def start(
         self, name: str, first: Callable[[], None] = lambda: None, last: Callable[[], None] = lambda: None
@@ -101,8 +102,14 @@ class Seat:
 
     def stop(self) -> None:
         """Cut everything, have the thread leave."""
+        self._stopped = True
         self.engine.close()
         self.loop.stop()
+
+    def drain(self, timeout_s: float) -> None:
+        """Let everybody finish; see the engine's."""
+        if not self._stopped:  # of a client that has just gone
+            self.engine.drain(timeout_s, lambda: None)
 
     def close(self) -> None:
         """Wait for the thread, which releases the loop; or release it here.  Not from the loop's own thread."""

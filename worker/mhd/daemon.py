@@ -127,8 +127,6 @@ def _mode(flags: MHD_FLAG) -> dict[str, Any]:
     poll, epoll, auto = (bool(flags & flag) for flag in (F.MHD_USE_POLL, F.MHD_USE_EPOLL, F.MHD_USE_AUTO))
     if poll + epoll + auto > 1:
         raise BadOption("choose one of poll, epoll and auto")
-    if poll and not internal:
-        raise BadOption("with poll the daemon needs a thread of its own")
     if epoll and per_connection:
         raise BadOption("a thread for each connection does not wait by epoll")
     if flags & F.MHD_USE_NO_THREAD_SAFETY and internal:
