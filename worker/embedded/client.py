@@ -76,6 +76,11 @@ class Client(EngineConnection):
         if self.state is IDLE and self.timeout_s is not None:
             self.arm(self.timeout_s)
 
+    def _loud(self, heard: bool) -> None:
+        EngineConnection._loud(self, heard)
+        if self.broken and not self.closed:
+            self.later(self._settle)  # epoll and poll would tell of it by themselves, select does not
+
     def _sent_all(self) -> None:
         EngineConnection._sent_all(self)
         self._ended(Termination.COMPLETED_OK)

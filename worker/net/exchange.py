@@ -158,7 +158,7 @@ class Exchange:
             return
         connection = self._connection
         if not self.started:
-            head = self._frame(len(data))
+            head = self._frame(len(data) if self._whole < 0 else self._whole)
             if not self._no_body and len(data) == self._left:
                 self._left = 0
                 self.body_sent = len(data)
