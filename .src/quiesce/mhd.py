@@ -128,6 +128,9 @@ from quiesce.worker.mhd.daemon import (
     MHD_get_timeout as MHD_get_timeout,
 )
 from quiesce.worker.mhd.daemon import (
+    MHD_get_version as MHD_get_version,
+)
+from quiesce.worker.mhd.daemon import (
     MHD_quiesce_daemon as MHD_quiesce_daemon,
 )
 from quiesce.worker.mhd.daemon import (

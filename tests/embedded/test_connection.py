@@ -313,6 +313,25 @@ def test_a_suspended_client_has_all_the_time_it_needs(setup: Setup) -> None:
         assert read_reply(sock).body == b"late"
 
 
+def test_a_suspended_client_that_resets_is_noticed(setup: Setup) -> None:
+    notes = Notes()
+    parked: list[Connection] = []
+
+    def handler(connection: Connection) -> None:
+        parked.append(connection)
+        connection.suspend()
+
+    with running(setup, access_handler=handler, allow_suspend=True, **notes.options) as served:
+        sock = served.connect()
+        sock.sendall(GET)
+        served.until(lambda: bool(parked))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.close()
+        served.until(lambda: notes.events == ["started", "completed", "closed"])
+        parked[0].resume()  # too late, and harmless
+        assert [code for _, code in notes.ends] == [Termination.READ_ERROR]
+
+
 def test_without_leave_nobody_is_suspended(setup: Setup) -> None:
     def handler(connection: Connection) -> Response | None:
         with pytest.raises(NotNow):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedded.serving import CLOSE, GET, THREADED, Setup, running
-from quiesce import Connection, Options, Response, Stage, Termination
+from quiesce import Connection, NotNow, Options, Response, Stage, Termination
 from quiesce.worker.core.response_head import BadResponse
 from quiesce.worker.response import Freed
 from wire.serving import PATIENCE_S, read_reply, read_to_end
@@ -307,6 +307,25 @@ def test_empty_and_another_status(setup: Setup) -> None:
         assert (reply.status, reply.get("content-length"), reply.get("x-kept")) == (204, None, "yes")
         reply = served.ask(GET.replace(b" / ", b" /404 "))
         assert (reply.status, reply.get("content-length"), reply.get("x-kept")) == (404, "0", "yes")
+
+
+def test_a_response_for_head_only(setup: Setup) -> None:
+    response = Response.empty(200, {"Content-Length": "1234"}, Options.HEAD_ONLY)
+    refused: list[bool] = []
+
+    def handler(connection: Connection) -> Response | None:
+        if connection.stage is not Stage.END:
+            return None
+        try:
+            connection.queue(response)
+        except NotNow:
+            refused.append(True)
+            return Response(b"GET")
+        return None
+
+    with running(setup, access_handler=handler) as served:
+        assert served.ask(HEAD, head_only=True).get("content-length") == "1234"
+        assert served.ask(GET).body == b"GET" and refused == [True]
 
 
 CONNECTIONS = ("", "Keep-Alive", "close")

@@ -125,14 +125,14 @@ def test_where_queueing_is_not_legal_nothing_happens(setup: Setup) -> None:
         if con_cls.value is None:
             con_cls.value = 1
             return MHD_YES
-        during.extend(MHD_queue_response(connection, status, response) for status in (99, 0, 1000))
+        during.extend(MHD_queue_response(connection, status, response) for status in (99, 0, 1000, 100, 103))
         kept.append(connection)
         return MHD_queue_response(connection, 200, response)
 
     with running_mhd(setup, access) as served:
         reply = served.ask(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody")
         assert reply.status == 200
-        assert set(during) == {MHD_NO} and len(during) == 4
+        assert set(during) == {MHD_NO} and len(during) == 6
         served.until(lambda: response.references == 1)
         # After the reply, and from a thread that is not the handler's.
         assert MHD_queue_response(kept[0], 200, response) == MHD_NO

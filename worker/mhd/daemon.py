@@ -364,3 +364,10 @@ def MHD_get_daemon_info(daemon: MHD_Daemon | None, info_type: int) -> Any:
         T.MHD_DAEMON_INFO_FLAGS: daemon.flags,
         T.MHD_DAEMON_INFO_BIND_PORT: info.port,
     }.get(MHD_DaemonInfoType(info_type))
+
+
+def MHD_get_version() -> str:
+    """Ours, not libmicrohttpd's."""
+    from quiesce import __version__
+
+    return __version__
