@@ -66,9 +66,7 @@ class OwnLoop:
 
     def run(self) -> None:
         self._stopping = False
-        wait, deadlines = self._wait, self._deadlines
-        while not self._stopping:
-            self._serve(wait(deadlines.wait_s(monotonic()), _MOST_EVENTS))
+        self._serve(None)
 
     def turn(self, timeout_s: float | None = 0.0) -> None:
         """Wait so long at most (None: for ever; a deadline ends it too), then serve what is ready."""
@@ -77,20 +75,31 @@ class OwnLoop:
             wait_s = timeout_s
         self._serve(self._wait(wait_s, _MOST_EVENTS))
 
-    def _serve(self, ready: Ready) -> None:
-        if self.slot is not None:
-            self.slot[TURN_NS] = monotonic_ns()
-        callbacks, deadlines = self._callbacks, self._deadlines
-        try:
-            for fd, mask in ready:
-                callback = callbacks.get(fd)
-                if callback is not None:
-                    callback(mask)
-        except Exception as exc:  # whoever was not reached is ready again in the next turn
-            _report(exc)
-        now = monotonic()
-        while (due := deadlines.pop_due(now)) is not None:
-            self._guarded(due)
+    def _serve(self, ready: Ready | None) -> None:
+        """Serve what is ready, once; None: wait and serve until :meth:`stop`.
+
+        One body for both, and no call in between: a worker comes here with each request.
+        """
+        once = ready is not None
+        callbacks, wait, deadlines = self._callbacks, self._wait, self._deadlines
+        while once or not self._stopping:
+            if ready is None:
+                ready = wait(deadlines.wait_s(monotonic()), _MOST_EVENTS)
+            if self.slot is not None:
+                self.slot[TURN_NS] = monotonic_ns()
+            try:
+                for fd, mask in ready:
+                    callback = callbacks.get(fd)
+                    if callback is not None:
+                        callback(mask)
+            except Exception as exc:  # whoever was not reached is ready again in the next turn
+                _report(exc)
+            now = monotonic()
+            while (due := deadlines.pop_due(now)) is not None:
+                self._guarded(due)
+            if once:
+                return
+            ready = None
 
     def timeout_s(self) -> float | None:
         """Seconds until a turn is needed though nothing is ready; None: never."""
