@@ -71,7 +71,8 @@ def _signature(thing: Any) -> str:
         return ""
     kept = [p.replace(annotation=p.empty) for p in parameters if p.name != "self" and p.name != "cls"]
     # Defaults that are functions or tables say nothing to a reader, and have addresses in them.
-    shown = [p.replace(default=...) if " at 0x" in repr(p.default) or p.name in ("limits", "backlog") else p for p in kept]
+    dull = {p.name for p in kept if " at 0x" in repr(p.default)} | {"limits", "backlog"}
+    shown = [p.replace(default=...) if p.name in dull and p.default is not p.empty else p for p in kept]
     return str(inspect.Signature(shown)).replace("Ellipsis", "…")
 
 
