@@ -77,7 +77,7 @@ def _signature(thing: Any) -> str:
 
 
 def _code(text: str) -> Iterator[str]:
-    yield "```python"
+    yield "```text"
     yield text
     yield "```"
     yield ""

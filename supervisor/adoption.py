@@ -55,6 +55,8 @@ class Inheritance:
                 os.close(fd)  # the same descriptor stored twice
             else:
                 self.kept[name] = fd
+        self.passed = frozenset(self.kept)  # names
+        self.void: list[str] = []  # of these, what is of no use: the store must let go of it
         self.problem = ""  # why the state that is there is of no use
         self.memory: StateStore | None = None
         self.snapshot = self._read_state()
@@ -97,10 +99,12 @@ class Inheritance:
         if fd is None or not self.goes_on:
             if fd is not None:
                 os.close(fd)
+                self.void.append(fdnames.SCOREBOARD)
             return None
         try:
             return Scoreboard.attach(fd)
         except ProtocolError as exc:
+            self.void.append(fdnames.SCOREBOARD)
             log.error("the scoreboard that was left cannot be used; counters begin anew", error=str(exc))
             return None
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from quiesce.shared import messages as msg
+from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import ConfigError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.scoreboard import Field
@@ -13,6 +14,7 @@ from quiesce.supervisor.config import Settings
 from quiesce.supervisor.core import reconfigure as pure
 from quiesce.supervisor.core.lifecycle import GOING
 from quiesce.supervisor.core.lifecycle import State as WorkerState
+from quiesce.supervisor.core.snapshot import Snapshot
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.listeners import Committed
 from quiesce.supervisor.logfile import LogFile
@@ -23,8 +25,9 @@ from quiesce.supervisor.watching import Stopping
 from quiesce.supervisor.worker_link import Worker
 
 HEARD_S = 5.0  # for workers that are inside a request, or starved; what they were told they do all the same
-LOOK_S = 0.1  # how often a drain looks at counters, which send no message
+LOOK_S = 0.1  # how often a drain looks at what sends no message: counters, a `resume all`
 NEWS_S = 5.0
+CALM_LOOKS = 3  # without any request under way: then the last has been answered
 
 Fds = Sequence[tuple[str, int]]
 
@@ -51,6 +54,8 @@ class Changes:
         self._logfile = logfile
         self._default_log = default_log
         self._sockets = sockets
+        self._quiesce_at: float | None = None  # when a drain quiesces; None: no drain, or it has
+        self._quiescing: Timer | None = None
         service.on_commit = self.on_commit
         operations.add("reconfigure", self.reconfigure)
         operations.add("reopen", self.reopen)
@@ -204,6 +209,15 @@ class Changes:
 
     # -- drain --------------------------------------------------------------------------------
 
+    def record(self, snapshot: Snapshot) -> None:
+        """Our part of the state."""
+        snapshot.quiesce_at = self._quiesce_at
+
+    def recall(self, snapshot: Snapshot) -> None:
+        """Go on with a drain that another supervisor has begun, whether or not anybody waits for it."""
+        if snapshot.quiesce_at is not None:
+            self._quiesce_later(snapshot.quiesce_at)
+
     def drain(self, args: Args, reply: Reply) -> None:
         """Leave a load balancer: not ready, then quiesced, then nobody's request is under way.
 
@@ -214,55 +228,77 @@ class Changes:
         """
         service = self._service
         service.refuse_if_busy()
-        service.crew.scoreboard.unready = True
-        service.save()
         rollout = service.settings.rollout
-        loop = service.loop
+        begun = service.crew.scoreboard.unready  # asked for again, perhaps under a new supervisor: it goes on
+        service.crew.scoreboard.unready = True
+        if not service.upkeep.held and not (begun and self._quiesce_at is not None):
+            self._quiesce_later(service.loop.now() + rollout.drain_delay)
+        service.save()
         service.log.info("drain: not ready any more", quiesce_after_s=rollout.drain_delay)
         service.changed()
         if args.get("no_wait"):
             reply.result(Exit.OK, "it drains; see `quiesce status`")
-        elif rollout.drain_delay:
+            return
+        if rollout.drain_delay and not service.upkeep.held:
             where = f"`{rollout.ready_path}` answers 503; " if rollout.ready_path else ""
             reply.progress(f"{where}accepting goes on for {rollout.drain_delay:g} s")
+        self._await_quiesced(reply)
 
-        def quiesce() -> None:
-            if not service.crew.scoreboard.unready or service.stopping is not Stopping.NO:
-                reply.result(Exit.BUSY, "the drain was ended by another command; see `quiesce status`")
-                return
-            service.upkeep.hold()
-            service.when(
-                self._all_quiesced, lambda: self._await_end(reply, loop.now() + rollout.drain_timeout)
-            )
+    def _quiesce_later(self, when: float) -> None:
+        if self._quiescing is not None:
+            self._quiescing.cancel()
+        self._quiesce_at = when
+        self._quiescing = self._service.loop.call_at(when, self._quiesce)
 
-        if service.upkeep.held:
-            quiesce()
+    def _quiesce(self) -> None:
+        """The delay of a drain is over."""
+        service = self._service
+        if not service.crew.scoreboard.unready or service.stopping is not Stopping.NO:
+            self._quiesce_at = None  # ended by another command
+        elif service.run is not None:
+            self._quiesce_later(service.loop.now() + LOOK_S)  # it quiesces and resumes by itself
         else:
-            loop.call_at(loop.now() + rollout.drain_delay, quiesce)
+            self._quiesce_at = None
+            service.upkeep.hold()
+
+    def _await_quiesced(self, reply: Reply) -> None:
+        service, loop = self._service, self._service.loop
+        if not service.crew.scoreboard.unready or service.stopping is not Stopping.NO:
+            reply.result(Exit.BUSY, "the drain was ended by another command; see `quiesce status`")
+        elif service.upkeep.held and self._all_quiesced():
+            self._await_end(reply, loop.now() + service.settings.rollout.drain_timeout)
+        else:
+            loop.call_at(loop.now() + LOOK_S, lambda: self._await_quiesced(reply))
 
     def _all_quiesced(self) -> bool:
         quiet = (WorkerState.QUIESCED, WorkerState.PROVEN, *GOING)
         return all(worker.state in quiet for worker in self._service.serving or ())
 
-    def _await_end(self, reply: Reply, until: float, news_at: float = 0.0) -> None:
-        """Connections end by themselves: each answer is its connection's last where there is a ready_path."""
+    def _await_end(self, reply: Reply, until: float, news_at: float = 0.0, calm: int = 0) -> None:
+        """Connections end by themselves: each answer is its connection's last where there is a ready_path.
+
+        One without a request is not waited for: a pool may hold it for minutes, and `stop` closes it at once.
+        """
         service = self._service
         left = sum(worker.counter(Field.CONN_OPEN) for worker in service.crew)
         busy = sum(worker.counter(Field.CONN_BUSY) for worker in service.crew)
         now = service.loop.now()
-        if not left or now >= until or not service.crew.scoreboard.unready:
+        calm = 0 if busy else calm + 1
+        if calm >= CALM_LOOKS or now >= until or not service.crew.scoreboard.unready:
             reply.result(Exit.OK, _drained(left, busy, service.crew.scoreboard.unready))
             return
         if now >= news_at:
             reply.progress(f"draining: {plural(left, 'connection')} left, {busy} busy")
             news_at = now + NEWS_S
-        service.loop.call_at(now + LOOK_S, lambda: self._await_end(reply, until, news_at))
+        service.loop.call_at(now + LOOK_S, lambda: self._await_end(reply, until, news_at, calm))
 
 
 def _drained(left: int, busy: int, unready: bool) -> str:
     if not unready:
         return "the drain was ended by `quiesce resume`"
-    rest = f"; {plural(left, 'connection')} left, {busy} busy, after drain_timeout" if left else ""
+    rest = f"; {plural(left - busy, 'idle connection')} left" if left > busy else ""
+    if busy:
+        rest += f"; {plural(busy, 'request')} still under way after drain_timeout"
     return f"drained{rest}; `quiesce resume all` accepts again, `quiesce stop` ends it"
 
 

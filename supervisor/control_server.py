@@ -158,6 +158,14 @@ def allow_owner_and_group(owner_uid: int, control_gid: int | None) -> Callable[[
     return allowed
 
 
+def runs_as_us(request: Request) -> bool:
+    """Would it run a program of the client's choice as the supervisor's user?  No group may: that user is often root.
+
+    What `upgrade` runs, it runs as the workers' user.
+    """
+    return request.command == "reexec" and request.args.get("python") is not None
+
+
 class Reply:
     """The way back to one waiting client.  Both methods do nothing once it has gone."""
 

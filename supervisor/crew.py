@@ -21,12 +21,14 @@ from quiesce.supervisor.core.snapshot import GenerationRecord, WorkerRecord
 from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.memory import Saving
 from quiesce.supervisor.spawn import Identity, Spawner, Spec
 from quiesce.supervisor.worker_link import Keeping, Parts, Terms, Worker
 
 OnChange = Callable[["Generation", Worker, State, State], None]
 
 TRIAL_LOOK_S = 0.1
+SPAWNS_A_TURN = 8
 KEPT_PER_WORKER = 3  # descriptors in the store: channel, pidfd, output
 
 _RESPONSES = (Field.RESP_2XX, Field.RESP_3XX, Field.RESP_4XX, Field.RESP_5XX)
@@ -94,7 +96,7 @@ class Crew:
         log: Log,
         listeners: Listeners,
         store: Keeping,
-        save: Callable[[], None],
+        saving: Saving,
         on_change: OnChange,
         scoreboard: Scoreboard | None = None,
     ) -> None:
@@ -103,7 +105,7 @@ class Crew:
         self.log = log
         self.listeners = listeners
         self.store = store
-        self.save = save
+        self.save, self.save_soon = saving
         self.scoreboard = scoreboard or Scoreboard.create()
         store.put(fdnames.SCOREBOARD, self.scoreboard.fd)
         self.generations: list[Generation] = []
@@ -184,7 +186,7 @@ class Crew:
         Args:
             record: As :meth:`Generation.record` wrote it.
             recipe: How its workers are made.
-            kept: Descriptors by name, from the store; those of its workers are taken out.
+            kept: Descriptors by name, from the store; those of its workers that live are taken out.
         """
         generation = self.begin(Release.from_json(record.release), recipe)
         generation.born, generation.backoff, generation.cut = (
@@ -198,19 +200,20 @@ class Crew:
         return generation
 
     def _recall_worker(self, generation: Generation, record: WorkerRecord, kept: dict[str, int]) -> None:
-        pidfd = kept.pop(fdnames.pidfd(record.key), -1)
-        wire = kept.pop(fdnames.channel(record.key), -1)
-        output = kept.pop(fdnames.output(record.key), -1)
+        names = (fdnames.pidfd(record.key), fdnames.channel(record.key), fdnames.output(record.key))
+        pidfd, wire, output = (kept.get(name, -1) for name in names)
+        if record.state == State.SPAWNED.value and wire < 0 and output < 0:
+            return  # it was not stored yet: it has seen the end of its channel, and was never told anything
+        if record.state == State.REAPED.value:  # all but buried
+            self._count_dead(generation, self.scoreboard.slot(record.slot), record.cut)
+            return
+        for name in names:
+            kept.pop(name, None)
         channel = None
         if wire >= 0:
             # Numbers that the last supervisor has used are not used again, or an old answer would pass for a new one.
             channel = Channel(socket.socket(fileno=wire), max_fds=0, first_seq=time.monotonic_ns())
         capture = Capture.adopt(output) if output >= 0 else None
-        if record.state == State.SPAWNED.value and channel is None and capture is None:
-            return  # it was not stored yet: it has seen the end of its channel, and was never told anything
-        if record.state == State.REAPED.value:  # all but buried
-            self._count_dead(generation, self.scoreboard.slot(record.slot), record.cut)
-            return
         if record.slot in self._free:
             self._free.remove(record.slot)
         parts = Parts(record.key, record.pid, pidfd, channel, capture)

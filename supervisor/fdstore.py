@@ -90,6 +90,11 @@ class FdStore:
             f"the service manager was too slow to take {len(self._missing)} of {len(self._kept)} descriptors"
         )
 
+    @property
+    def missing(self) -> list[str]:
+        """Names of what was put and is not with the manager."""
+        return list(self._missing)
+
     def kept(self) -> list[tuple[str, int]]:
         """All that was put, for `reexec`."""
         return list(self._kept.items())
@@ -149,7 +154,10 @@ class FdStore:
             return
         self.works, self.capacity, self._why = None, self._limit, _UNKNOWN
         self._found_some = False
-        self._missing = dict.fromkeys(self._kept)
+        # Listeners first: a successor that found a part of all this could bind none of them again while workers
+        # that it does not know still have them.
+        order = sorted(self._kept, key=lambda name: not name.startswith(fdnames.listener("")))
+        self._missing = dict.fromkeys(order)
         self._send_missing()
 
     def _send_missing(self) -> None:

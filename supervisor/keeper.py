@@ -193,6 +193,20 @@ def receive(sock: _socket.socket) -> tuple[int, dict[str, str], list[int], bool]
     return pid, {} if lost else parse_message(data), fds, lost
 
 
+def close_at_once(fd: int) -> None:
+    """Close what a stranger may have sent.  With SO_LINGER close(2) would wait for that socket's peer, for hours."""
+    try:
+        sock = _socket.socket(fileno=fd)
+    except OSError:  # no socket, and still open
+        os.close(fd)
+        return
+    try:
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, bytes(8))
+    except OSError:
+        pass
+    sock.close()
+
+
 def place(fds: list[int], first: int = 3) -> None:
     """Make ``fds`` inheritable under the numbers ``first``, ``first + 1``, ...  What was there is closed.
 
@@ -439,7 +453,7 @@ class Keeper:
                 self._log.seldom("message not understood", error=exc)
             finally:
                 for fd in fds:  # what the store took is not in it any more; BARRIER's and strangers' are
-                    os.close(fd)
+                    close_at_once(fd)
 
     def _take(self, fields: dict[str, str], fds: list[int]) -> None:
         name = valid_name(fields.get("FDNAME", ""))

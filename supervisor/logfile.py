@@ -7,6 +7,7 @@ that is root append to any file of the host.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from quiesce.shared.errors import ConfigError
 MODE = 0o640  # of a new file, less the umask; its owner is who we are: workers only hold the descriptor
 STANDARD_ERROR = 2
 _MAX_LINKS = 8
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Not to wait for the reader of a named pipe, and not to get a terminal.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/\d+")  # /dev/stderr leads there
@@ -160,38 +162,68 @@ def _open(path: str) -> int:
 
 
 def _open_following(path: str) -> int:
-    target = path
-    for _ in range(_MAX_LINKS):
-        try:
-            return os.open(target, _FLAGS | os.O_NOFOLLOW, MODE)
-        except OSError:
-            following = _behind(target, path)
-            if following is None:
-                raise
-        if _DESCRIPTOR.fullmatch(following):
-            return os.open(following, _FLAGS)  # a link of the kernel's, whose text is no path
-        target = following
-    raise ConfigError(f"cannot open log.file {path}: too many symbolic links")
+    """As open(2), but each link on the way is looked at before it is followed, and none can be put there meanwhile."""
+    if _DESCRIPTOR.fullmatch(path):
+        return os.open(path, _FLAGS)
+    links = 0
+    rest = _parts(path)
+    folder = os.open("/", _FOLDER)
+    try:
+        while rest:
+            part = rest.pop()
+            target = _behind(part, folder, path)
+            if target is None and not rest:
+                return os.open(part, _FLAGS | os.O_NOFOLLOW, MODE, dir_fd=folder)
+            if target is None:
+                folder = _enter(folder, os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder))
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                raise ConfigError(f"cannot open log.file {path}: too many symbolic links")
+            if _DESCRIPTOR.fullmatch(target) and not rest:
+                return os.open(target, _FLAGS)  # a link of the kernel's, whose text is no path
+            if target.startswith("/"):
+                folder = _enter(folder, os.open("/", _FOLDER))
+            rest += _parts(target)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    finally:
+        os.close(folder)
 
 
-def _behind(link: str, path: str) -> str | None:
-    """Where a link leads; None if ``link`` is none.
+def _parts(path: str) -> list[str]:
+    """Its components, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _enter(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def _behind(name: str, folder: int, path: str) -> str | None:
+    """Where a link leads; None if ``name`` is none.
 
     Looked at through a descriptor: between a look and a use by name it could be exchanged.
+
+    Raises:
+        ConfigError: Somebody else has made it, or could have put it there.
     """
     try:
-        fd = os.open(link, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
     try:
-        info = os.fstat(fd)
+        info, holder = os.fstat(fd), os.fstat(folder)
         if not stat.S_ISLNK(info.st_mode):
             return None
-        if info.st_uid not in (0, os.geteuid()):
-            raise ConfigError(
-                f"cannot open log.file {path}: {link} is a symbolic link of somebody else's (uid {info.st_uid}), who "
-                "could lead us to any file; remove it, or name the file itself"
-            )
-        return os.path.join(os.path.dirname(link), os.readlink("", dir_fd=fd))
+        trusted = (0, os.geteuid())
+        anybody = holder.st_mode & 0o022 and not holder.st_mode & stat.S_ISVTX
+        for owner in (info.st_uid, holder.st_uid):
+            if owner not in trusted or anybody:
+                raise ConfigError(
+                    f"cannot open log.file {path}: {name} is a symbolic link that somebody else (uid {owner}) has made "
+                    "or could change, and who could lead us to any file; remove it, or name the file itself"
+                )
+        return os.readlink("", dir_fd=fd)
     finally:
         os.close(fd)

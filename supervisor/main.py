@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from quiesce.shared.errors import ConfigError, QuiesceError
+from quiesce.shared.errors import ConfigError, ControlError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log, journal_reads
 from quiesce.supervisor import fdnames, status
@@ -26,6 +26,7 @@ from quiesce.supervisor.control_server import (
     allow_owner_and_group,
     open_control_socket,
     remove_own_socket,
+    runs_as_us,
 )
 from quiesce.supervisor.core.snapshot import Snapshot
 from quiesce.supervisor.crew import KEPT_PER_WORKER, close_on_exec_all
@@ -38,7 +39,7 @@ from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.logfile import LogFile
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.manager import Manager
-from quiesce.supervisor.memory import Memory
+from quiesce.supervisor.memory import Memory, Saving
 from quiesce.supervisor.notify import Notifier
 from quiesce.supervisor.operations import Operations
 from quiesce.supervisor.pidfile import (
@@ -61,6 +62,7 @@ from quiesce.supervisor.watching import SILENT, Ended, Stopping, Watch
 
 STOP_NEWS_S = 1.0
 BEAT_S = 1.0
+LAST_WORDS_S = 1.0
 EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
 MOST_PIPES = 2048
 
@@ -107,12 +109,12 @@ def serve(loaded: Loaded | Unreadable, places: Places | None, *, mode: Mode, rep
         return supervisor.run()
     except LockedError as exc:
         return told.failed(Exit.BUSY, exc)
-    except ConfigError as exc:
-        manager.say_failed(exc)
-        return told.failed(Exit.USAGE, exc)
     except QuiesceError as exc:
         manager.say_failed(exc)
-        return told.failed(Exit.DOWN, exc)
+        if legacy.goes_on:  # nobody waits for an answer, and the manager only sees a status
+            Log(2).error("cannot go on from the last supervisor", why=str(exc))
+            return told.failed(Exit.DOWN, exc)
+        return told.failed(Exit.USAGE if isinstance(exc, ConfigError) else Exit.DOWN, exc)
     finally:
         if supervisor is not None:
             supervisor.close()
@@ -125,6 +127,8 @@ def _lock(places: Places, legacy: Inheritance) -> InstanceLock:
     """The one that the last supervisor has left, or a new one."""
     fd = legacy.take(fdnames.LOCK)
     lock = adopt_lock(fd, places.lock) if fd is not None else None
+    if fd is not None and lock is None:
+        legacy.void.append(fdnames.LOCK)
     return lock or take_lock(places.lock, places.name)
 
 
@@ -182,12 +186,19 @@ class _Supervisor:
         self.log = Log(log_fd, loaded.settings.log.level, journal=journal_reads(log_fd))
         self.loop.on_error = Surprises(self.log)
         self._store = FdStore(self.loop, self._notifier, self.log, manager.store_limit)
+        lacking = legacy.snapshot.missing if legacy.snapshot is not None and legacy.in_place else ()
         for name, fd in legacy.kept.items():
-            self._store.found(name, fd)
+            (self._store.put if name in lacking else self._store.found)(name, fd)
         if legacy.memory is not None:
             self._store.found(fdnames.STATE, legacy.memory.fd)
+        if fdnames.LOG in legacy.passed and self._snapshot is not None:
+            self._store.found(fdnames.LOG, log_fd)
+        scoreboard = legacy.scoreboard(self.log)
+        # Before ours take their place: of two of one name, our successor might find the wrong one.
+        for name in legacy.void:
+            self._store.drop(name)
         self._store.put(fdnames.LOCK, lock.fd)
-        self._memory = Memory(legacy.memory or StateStore.create(), self.log, places.name)
+        self._memory = Memory(legacy.memory or StateStore.create(), self.loop, self.log, places.name)
         self._undo.append(self._memory.close)
         self._store.put(fdnames.STATE, self._memory.store.fd)
         self._memory.add(self._record)
@@ -203,8 +214,8 @@ class _Supervisor:
             history,
             log_fd,
             self._store,
-            self._memory.save,
-            legacy.scoreboard(self.log),
+            Saving(self._memory.save, self._memory.save_soon),
+            scoreboard,
         )
         self._memory.add(partial(record, self.service, self._memory))
         self.service.log_file = self._logfile.path
@@ -217,7 +228,7 @@ class _Supervisor:
         self._control_inode: tuple[int, int] | None = None
         self._control = self._open_control(loaded.settings.service.control_group, legacy)
         lock.write_pid(os.getpid())
-        write_pidfile(places.pid, os.getpid())
+        self._write_pidfile()
         self._undo.append(lambda: remove_pidfile(places.pid, os.getpid()) if self._ended else None)
         self._cold_start = ColdStart(self.service, Watch(self._progress, self._decided, SILENT.finished))
         if self._snapshot is not None:
@@ -232,6 +243,9 @@ class _Supervisor:
         self._changes = Changes(
             self.service, self.operations, self._store, self._logfile, default_log, self._sockets
         )
+        self._memory.add(self._changes.record)
+        if self._snapshot is not None:
+            self._changes.recall(self._snapshot)
         self._keeper = self._watch_keeper()
         self._reexec = self._make_reexec(legacy)
         commands = SignalCommands(self.service, self._changes.reopen, self._reexec.reexec, self._on_stop)
@@ -239,6 +253,14 @@ class _Supervisor:
         self._undo.append(self._signals.close)
         self._title: Callable[[str], None] | None = None
         self._told_line = ""
+
+    def _write_pidfile(self) -> None:
+        try:
+            write_pidfile(self._places.pid, os.getpid())
+        except ControlError as exc:
+            if self._snapshot is None:
+                raise
+            self.log.error("pid file", problem=str(exc))  # a disk that is full ends no service that runs
 
     def _watch_keeper(self) -> KeeperLink | None:
         pid = self._manager.keeper
@@ -286,6 +308,7 @@ class _Supervisor:
         else:
             if stored is not None:
                 os.close(stored)
+                legacy.void.append(fdnames.LOG)
             logfile = LogFile.open(loaded.settings.log.file)
         self._undo.append(logfile.close)
         return logfile
@@ -310,6 +333,7 @@ class _Supervisor:
         snapshot.accepts, snapshot.stopped = self._accepts, self._ended
         snapshot.control_inode = self._control_inode
         snapshot.log = self._logfile.to_state()
+        snapshot.missing = self._store.missing
 
     def _open_control(self, control_group: str, legacy: Inheritance) -> ControlServer:
         gid = group_id(control_group) if control_group else None
@@ -343,6 +367,11 @@ class _Supervisor:
         if request.command not in ("status", "history"):
             who = {"uid": peer.uid, "pid": peer.pid} if peer is not None else {}
             self.log.info(f"command {request.command}", **who)
+        if runs_as_us(request) and (peer is None or peer.uid not in (0, os.geteuid())):
+            reply.result(
+                Exit.USAGE, "reexec --python is for root and the owner of this instance; leave --python out"
+            )
+            return
         self.operations.handle(request.command, request.args, reply, request.id)
 
     # -- running ------------------------------------------------------------------------
@@ -375,6 +404,7 @@ class _Supervisor:
             after_version=snapshot.version,
         )
         self._store.measure(_most_kept(self.service.settings), self._measured)
+        self._memory.attempts = snapshot.attempts
         self._memory.open()
         if snapshot.accepts:
             self._told.spare()  # it was said before
@@ -385,6 +415,8 @@ class _Supervisor:
         self._adoption.take_over()
         if not snapshot.accepts:
             self._cold_start.go_on()
+        self._memory.attempts = 0
+        self._memory.save()
         self._on_rollout()
 
     def _measured(self, works: bool) -> None:
@@ -525,6 +557,7 @@ class _Supervisor:
         if self._keeper is not None:
             self._keeper.stop_watching()
         self._notifier.exit_status(self._code)
+        self._notifier.say_the_rest(LAST_WORDS_S)  # a keeper that is not our parent would start another one
         self.log.info("quiesce has stopped", name=self.service.settings.service.name)
         self.loop.stop()
 

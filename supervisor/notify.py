@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -281,6 +282,14 @@ class Notifier:
         for barrier in barriers:
             self._end(barrier, False)
         self.flush()
+
+    def say_the_rest(self, patience_s: float) -> None:
+        """Before we leave: wait, so long at most, until the manager has room for what waits to be said."""
+        until = self._loop.now() + patience_s
+        self.flush()
+        while self._queue and self._sock is not None and (left := until - self._loop.now()) > 0:
+            select.select([], [self._sock], [], min(left, 0.05))
+            self.flush()
 
     def close(self) -> None:
         """Close the socket.  What waits is lost, and barriers are never answered."""

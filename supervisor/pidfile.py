@@ -35,9 +35,12 @@ class InstanceLock:
         self.path = path
 
     def write_pid(self, pid: int) -> None:
-        """Say who holds it.  A lock taken before a fork is told the child's pid."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{pid}\n".encode(), 0)
+        """Say who holds it, to people.  On a full disk they are not told; the lock holds all the same."""
+        try:
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"{pid}\n".encode(), 0)
+        except OSError:
+            pass
 
     def release(self) -> None:
         """Let go.  The file stays: unlinking it would let two processes hold "the" lock."""

@@ -2,7 +2,8 @@
 
     PYTHON -P -m quiesce.supervisor.preflight STATE_FD
 
-Imports all that a supervisor imports and reads the state; prints one line of JSON, or a traceback.
+Imports all that a supervisor imports, reads the state, and sees whether it would understand the workers;
+prints one line of JSON, or a traceback.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 def main(argv: list[str]) -> int:
     """Exit status 0: yes."""
     import quiesce
+    from quiesce.shared.messages import OLDEST_PROTOCOL, PROTOCOL
     from quiesce.supervisor import cli, cli_start, daemonize, main
     from quiesce.supervisor.core.releases import Release
     from quiesce.supervisor.core.snapshot import decode
@@ -29,6 +31,16 @@ def main(argv: list[str]) -> int:
         settings_from_json(settings, {})
     for generation in snapshot.generations:
         Release.from_json(generation.release)
+        for worker in generation.workers:
+            if worker.protocol < OLDEST_PROTOCOL or worker.oldest_protocol > PROTOCOL:
+                name = f"{generation.release.get('id')}/{worker.number}"
+                print(
+                    f"worker {name} speaks protocol {worker.oldest_protocol} to {worker.protocol}, and quiesce "
+                    f"{quiesce.__version__} understands {OLDEST_PROTOCOL} to {PROTOCOL}: replace the supervisor by "
+                    "a version in between, bring the workers to that with `quiesce upgrade`, and then go on",
+                    file=sys.stderr,
+                )
+                return 1
     loaded = [module.__name__ for module in (cli, cli_start, daemonize, main)]
     python = "{}.{}.{}".format(*sys.version_info[:3])
     print(json.dumps({"version": quiesce.__version__, "python": python, "loaded": loaded}), flush=True)

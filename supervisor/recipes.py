@@ -3,6 +3,7 @@
 import os
 
 from quiesce.shared import messages as msg
+from quiesce.shared.errors import ConfigError
 from quiesce.supervisor.config import Settings
 from quiesce.supervisor.core import environment
 from quiesce.supervisor.core.releases import Release
@@ -16,6 +17,11 @@ from quiesce.supervisor.worker_link import Terms
 def recipe(settings: Settings, release: Release) -> Recipe:
     """How workers of this release are made, with what the configuration says now."""
     service, rollout, worker = settings.service, settings.rollout, settings.worker
+    if service.control_group and not service.user and os.geteuid() == 0:
+        raise ConfigError(
+            f"members of control_group {service.control_group} choose what is run, and it would be run as root; "
+            "set `user`, or leave out `control_group`"
+        )
     identity = worker_identity(service.user, service.group)
     account = {}
     if identity is not None:

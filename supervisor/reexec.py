@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import quiesce
-from quiesce.shared.errors import ConfigError
+from quiesce.shared.errors import ConfigError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.supervisor.activation import kept_environment
 from quiesce.supervisor.fdstore import FdStore
@@ -23,6 +24,7 @@ from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.operations import Args, Operations, Reply
 from quiesce.supervisor.service import Service
+from quiesce.supervisor.watching import Busy
 
 PATIENCE_S = 30.0  # for the new code's imports
 MAX_OUTPUT_BYTES = 64 * 1024
@@ -85,12 +87,22 @@ class Reexec:
         command = supervisor_command(sys.argv[1:], python)
 
         def judged(problem: str, detail: str) -> None:
+            if problem:
+                decided(problem, detail)
+            else:
+                # What waits to be stored, or to be let go, would be lost with this process's queue.
+                self._store.sync(lambda _kept: decided("", ""))
+
+        def decided(problem: str, detail: str) -> None:
             self._running = None
             if not problem:
                 try:
                     self._service.refuse_if_busy()
                     self._exec(command, reply)
-                except (OSError, ConfigError) as exc:
+                except Busy as exc:  # a change has begun while the new code was asked
+                    reply.result(Exit.BUSY, str(exc))
+                    return
+                except (OSError, QuiesceError) as exc:
                     problem = str(exc)
             self._service.log.error("reexec refused", reason=problem)
             text = f"{problem}; nothing was replaced, quiesce {quiesce.__version__} goes on"
@@ -127,11 +139,13 @@ class Reexec:
                 os.set_inheritable(fd, True)
             os.execve(command[0], list(command), env)
         finally:
-            for _, fd in pairs:
-                os.set_inheritable(fd, False)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._memory.replacing = ""
             self._service.save()
+            self._service.on_rollout()  # the manager was told of a change: it is over
+            for _, fd in pairs:
+                with suppress(OSError):  # the one because of which we are here
+                    os.set_inheritable(fd, False)
 
 
 def _preflight_command(command: Sequence[str]) -> list[str]:
@@ -212,6 +226,7 @@ def _become(command: Sequence[str], state: int, writing: int) -> None:
         os.dup2(writing, 1)
         os.dup2(writing, 2)
         os.set_inheritable(state, True)
+        signal.alarm(int(PATIENCE_S) + 1)  # who would end it may die before; an alarm survives the exec
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execve(command[0], [*command, str(state)], os.environ)
     except BaseException as exc:

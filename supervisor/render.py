@@ -122,6 +122,9 @@ def _facts(doc: Doc, now: float, width: int) -> list[str]:
         rows.append(("readiness", "ready_path answers 503, so that a load balancer sends nobody here"))
     since = supervisor.get("since")
     up = f", up {age(now - since)}" if isinstance(since, (int, float)) else ""
+    born = doc.get("since")
+    if isinstance(born, (int, float)) and isinstance(since, (int, float)) and since - born > 1:
+        up += f", instance up {age(now - born)}"
     keeper = f" under keeper {doc['keeper']}" if isinstance(doc.get("keeper"), int) else ""
     rows.append(
         (
@@ -277,6 +280,13 @@ def banner(data: Doc, command: str = "run", address: str = "") -> str:
 # Reconfiguration
 
 
+def _with(items: object, hint: str) -> list[str]:
+    """The items, the last one with a hint behind it."""
+    if not isinstance(items, list) or not items:
+        return []
+    return [*(str(item) for item in items[:-1]), f"{items[-1]} {hint}"]
+
+
 def reconfigured(data: Doc, width: int = WIDTH) -> str:
     """The answer to ``reconfigure`` (``core.reconfigure.document``): what is new, and from when on."""
     listeners = data.get("listeners", {})
@@ -285,8 +295,8 @@ def reconfigured(data: Doc, width: int = WIDTH) -> str:
         ("no longer on", listeners.get("removed")),
         ("changed", listeners.get("changed")),
         ("live now", data.get("live")),
-        ("at upgrade", data.get("rollout")),
-        ("at restart", data.get("restart")),
+        ("at upgrade", _with(data.get("rollout"), "(with the next `quiesce upgrade`)")),
+        ("at restart", _with(data.get("restart"), "(`quiesce stop`, then start it again)")),
     ]
     lines = []
     for label, items in rows:

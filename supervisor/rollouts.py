@@ -18,7 +18,7 @@ from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.rollout import Action, Event, State
 from quiesce.supervisor.core.snapshot import RunRecord
 from quiesce.supervisor.core.verify import MIN_REQUESTS, Sample, too_many_errors
-from quiesce.supervisor.crew import Crew, Generation
+from quiesce.supervisor.crew import SPAWNS_A_TURN, Crew, Generation
 from quiesce.supervisor.health import Prober
 from quiesce.supervisor.render import plural
 from quiesce.supervisor.watching import Watch
@@ -130,7 +130,12 @@ class RolloutRun:
         self._spawn_missing()
 
     def _spawn_missing(self) -> None:
-        for _ in range(self.plan.wanted - len(self.new.workers)):
+        if self.state is not State.STARTING:
+            return
+        missing = self.plan.wanted - len(self.new.workers)
+        if missing > SPAWNS_A_TURN:  # the loop has others to serve, the watchdog among them
+            self._loop.call_at(self._loop.now(), self._spawn_missing)
+        for _ in range(min(missing, SPAWNS_A_TURN)):
             try:
                 self._crew.spawn(self.new)
             except SpawnError as exc:
@@ -231,7 +236,8 @@ class RolloutRun:
 
     def _fact(self) -> Event | None:
         new = list(self.new)
-        if self.state is State.STARTING and _all_in(new, WorkerState.READY):
+        there = len(new) >= self.plan.wanted  # they are spawned some at a time
+        if self.state is State.STARTING and there and _all_in(new, WorkerState.READY):
             return Event.ALL_READY if self.plan.gate else Event.ALL_READY_FORCED
         if self.state is State.PROBING and _all_in(new, WorkerState.PROVEN):
             return Event.ALL_PROVEN

@@ -29,6 +29,7 @@ from quiesce.supervisor.history import History
 from quiesce.supervisor.keeper import RESERVED
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.memory import Saving
 from quiesce.supervisor.recipes import recipe as recipe_for
 from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
@@ -50,12 +51,12 @@ class Service:
         history: History,
         log_fd: int,
         store: FdStore,
-        save: Callable[[], None] = lambda: None,
+        saving: Saving = Saving(),  # noqa: B008  (immutable)
         scoreboard: Scoreboard | None = None,
     ) -> None:
         """Args as the parts they are; further:
 
-        save: Writes down how things are, for the next supervisor; called before they are acted on.
+        saving: Writes down how things are, for the next supervisor.
         scoreboard: The one that another supervisor has left.
         """
         self.loop = loop
@@ -64,9 +65,10 @@ class Service:
         self.listeners = listeners
         self.history = history
         self.store = store
-        self.save = save
-        self.crew = Crew(loop, log, listeners, store, save, self._worker_changed, scoreboard)
-        self.started_at = time.time()
+        self.save = saving.now
+        self.crew = Crew(loop, log, listeners, store, saving, self._worker_changed, scoreboard)
+        self.started_at = time.time()  # of the instance; a supervisor that takes over is told
+        self.process_since = self.started_at
         self.serving: Generation | None = None
         self.runs: list[RolloutRun] = []  # the one that is decided, and those that still drain
         self.stopping = Stopping.NO
@@ -469,6 +471,8 @@ class Service:
         if wish.value <= self.stopping.value:
             return
         first = self.stopping is Stopping.NO
+        # After `drain` a load balancer sends nobody here: connections without a request need not be waited for.
+        left = self.upkeep.held and self.crew.scoreboard.unready
         self.stopping = wish
         self.crew.scoreboard.unready = True  # a load balancer should know first
         run = self.run
@@ -476,7 +480,8 @@ class Service:
         if first and run is not None:
             self._give_up(run)
         for worker in list(self.crew):
-            worker.ask(WorkerEvent.LEAVE_ASKED if now else WorkerEvent.DRAIN_ASKED)
+            fast = now or (left and not worker.counter(Field.CONN_BUSY))
+            worker.ask(WorkerEvent.LEAVE_ASKED if fast else WorkerEvent.DRAIN_ASKED)
         self.changed()
         if self.crew.all_gone():
             self.loop.call_soon(self.on_gone)

@@ -23,7 +23,8 @@ def document(service: Service) -> dict[str, Any]:
         "crash_safe_reason": service.store.reason,
         "keeper": service.keeper(),
         "unready": service.crew.scoreboard.unready,
-        "supervisor": {"pid": os.getpid(), "version": quiesce.__version__, "since": service.started_at},
+        "supervisor": {"pid": os.getpid(), "version": quiesce.__version__, "since": service.process_since},
+        "since": service.started_at,
         "listeners": [
             {"name": listener.name, "address": str(listener.address)} for listener in service.listeners
         ],

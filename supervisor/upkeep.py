@@ -12,7 +12,7 @@ from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
 from quiesce.supervisor.core.verify import Sample
-from quiesce.supervisor.crew import Crew, Generation
+from quiesce.supervisor.crew import SPAWNS_A_TURN, Crew, Generation
 from quiesce.supervisor.worker_link import Worker
 
 TICK_S = 1.0  # heartbeats, sums for the error gate, what workers on trial wrote
@@ -95,7 +95,9 @@ class Upkeep:
         plan = fleet.plan(self.wanted, members, now, generation.backoff.not_before)
         for number in plan.retire:
             generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
-        for _ in range(plan.spawn):
+        if plan.spawn > SPAWNS_A_TURN:  # the loop has others to serve, the watchdog among them
+            self._loop.call_at(now, self.plan)
+        for _ in range(min(plan.spawn, SPAWNS_A_TURN)):
             try:
                 self._crew.spawn(generation)
             except SpawnError as exc:

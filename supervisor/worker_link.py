@@ -20,6 +20,7 @@ from quiesce.supervisor.core.exits import Ended, describe
 from quiesce.supervisor.core.lifecycle import (
     COMING,
     GOING,
+    ORDERS,
     Action,
     Event,
     State,
@@ -39,6 +40,9 @@ ANSWER_S = 5.0  # for words whose lateness costs nothing
 STARVED_S = 5.0  # ... unless it is runnable and simply gets no processor
 DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
 MAX_START_OUTPUT_BYTES = 64 << 20
+MAX_KEPT_DETAIL_CHARS = (
+    2000  # of each worker's last words, in the state: its rollout has the first one's whole
+)
 EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
 
 
@@ -85,6 +89,9 @@ class House(Protocol):
     def save(self) -> None:
         """Write down what is now wanted, before it is done."""
 
+    def save_soon(self) -> None:
+        """Write down what has happened, some time in this turn."""
+
 
 _WORDS: dict[type, Event] = {
     msg.Hello: Event.SAID_HELLO,
@@ -122,6 +129,7 @@ class Worker:
         self.since = house.loop.now()
         self.accepting_since: float | None = None
         self.threads = 0
+        self._speaks = (msg.PROTOCOL, msg.OLDEST_PROTOCOL)  # until its hello
         self.interface = ""
         self.failure = ""  # why it was lost, if it was not asked to leave; one sentence
         self.detail = ""  # its last words: a traceback, or the last lines of its output
@@ -176,10 +184,12 @@ class Worker:
             accepting_since=self.accepting_since,
             threads=self.threads,
             interface=self.interface,
+            protocol=self._speaks[0],
+            oldest_protocol=self._speaks[1],
             on_trial=self._on_trial,
             asked_to_leave=self._asked_to_leave,
             failure=self.failure,
-            detail=self.detail,
+            detail=self.detail[-MAX_KEPT_DETAIL_CHARS:],
             cut=self.connections_cut,
         )
 
@@ -187,6 +197,7 @@ class Worker:
         self.state = State(record.state)
         self.since, self.accepting_since = record.since, record.accepting_since
         self.threads, self.interface = record.threads, record.interface
+        self._speaks = record.protocol, record.oldest_protocol
         self.failure, self.detail = record.failure, record.detail
         self.connections_cut = record.cut
         self._on_trial = record.on_trial
@@ -217,6 +228,7 @@ class Worker:
         if hello.oldest_protocol > msg.PROTOCOL:
             self._retire(f"its quiesce is {hello.version}, too new for us to command it")
             return
+        self._speaks = hello.protocol, hello.oldest_protocol
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
         if named and self.state not in GOING:
@@ -323,7 +335,9 @@ class Worker:
                 f"worker {self.id} needs a newer supervisor (its quiesce is {message.version}); install that here, too"
             )
             return
-        if isinstance(message, msg.Failed):
+        if isinstance(message, msg.Hello):
+            self._speaks = message.protocol, message.oldest_protocol
+        elif isinstance(message, msg.Failed):
             self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
         elif isinstance(message, msg.Ready):
             self.interface, self.threads = message.interface, message.threads
@@ -444,7 +458,8 @@ class Worker:
         if self.state is State.ACCEPTING and self.accepting_since is None:
             self.accepting_since = self._house.loop.now()
         if self.state is not before:
-            self._house.save()
+            orders = any(action in ORDERS for action in actions)
+            self._house.save() if orders else self._house.save_soon()
         for action in actions:
             _PERFORM[action](self)
         if self.state is not before:

@@ -56,6 +56,8 @@ def describe(worker: str, state: State, ended: Ended, *, killed_for: str = "") -
     if killed_for:
         return f"worker {worker} {killed_for}"
     sentence = f"worker {worker} {ended} {_WHILE.get(state, '')}".rstrip()
+    if ended.status is None and ended.signal is None:
+        return sentence + " (how, only the supervisor that had started it could have seen)"
     if ended.signal == 9:
         return sentence + " (not by quiesce: the kernel's out-of-memory killer? see `journalctl -k`)"
     if ended.status == WorkerExit.CONFIG and state is State.SPAWNED:

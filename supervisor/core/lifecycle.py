@@ -75,6 +75,12 @@ class Action(Enum):
     DISARM = "disarm"
 
 
+#: What a worker hears or feels: the state is written down first, so that a successor knows what was wanted.
+ORDERS = frozenset(
+    (Action.CONFIGURE, Action.SEND_ACCEPT, Action.SEND_QUIESCE, Action.SEND_RESUME, Action.SEND_DRAIN,
+     Action.SEND_DRAIN_NOW, Action.SEND_DRAIN_REST, Action.SEND_SHUTDOWN, Action.SIGTERM, Action.SIGKILL)
+)  # fmt: skip
+
 Step = tuple[State, tuple[Action, ...]]
 S, E, A = State, Event, Action
 

@@ -35,6 +35,8 @@ class WorkerRecord(msgspec.Struct, omit_defaults=True):
     accepting_since: float | None = None
     threads: int = 0
     interface: str = ""
+    protocol: int = 1  # what it speaks, the newest and the oldest
+    oldest_protocol: int = 1
     on_trial: bool = True
     asked_to_leave: bool = False
     failure: str = ""
@@ -94,8 +96,8 @@ class AnswerRecord(msgspec.Struct, omit_defaults=True):
     data: dict[str, Any] = {}
 
 
-class Snapshot(msgspec.Struct, omit_defaults=True):
-    """Everything."""
+class Snapshot(msgspec.Struct):
+    """Everything.  Nothing is left out: the defaults of who reads it may be others."""
 
     name: str
     schema: int = SCHEMA
@@ -116,6 +118,7 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     cwd: str = "/"
     wanted: int = 0
     held: bool = False
+    quiesce_at: float | None = None  # when a `quiesce drain` becomes `held`
     replaced: list[str] = []
     notices: list[str] = []
     generations: list[GenerationRecord] = []
@@ -131,15 +134,21 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     leaving: list[str] = []  # names of listeners that workers are being told to let go
     log: dict[str, Any] = {}
     control_inode: tuple[int, int] | None = None
+    missing: list[str] = []  # descriptors that the manager does not have: a new process of ours does
     reexec_from: str = ""  # the version that replaced itself, until the next one has said so
 
 
+_ENCODER = msgspec.json.Encoder()
+
+
 def encode(snapshot: Snapshot) -> bytes:
-    """As bytes, pure ASCII: file names that are no UTF-8 hold lone surrogates, which msgspec's own JSON refuses."""
-    document = msgspec.to_builtins(snapshot)
-    # Also where they are the defaults: those of who reads it may be others.
-    document.update(schema=snapshot.schema, oldest=snapshot.oldest)
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+    """As bytes."""
+    try:
+        return _ENCODER.encode(snapshot)  # ten times as fast, which counts with hundreds of workers
+    except UnicodeEncodeError:
+        pass
+    # File names that are no UTF-8 hold lone surrogates, which only \u can carry.
+    return json.dumps(msgspec.to_builtins(snapshot), separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def decode(data: bytes) -> Snapshot:

@@ -1,7 +1,8 @@
-"""Copies of quiesce as pip would install it, each in a virtual environment of its own: to be changed, broken, replaced."""
+"""Copies of quiesce as pip would install it, in virtual environments of their own: to be changed, broken, replaced."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -54,9 +55,13 @@ class Installation:
         for file in supervisor.rglob("*.py"):
             text = file.read_text()
             changed = text.replace(f"quiesce.supervisor.{module} import", f"quiesce.supervisor.{name} import")
-            changed = changed.replace(
-                f"from quiesce.supervisor import {module}\n",
-                f"from quiesce.supervisor import {name} as {module}\n",
+            changed = re.sub(
+                r"^( *from quiesce\.supervisor import .*)$",
+                lambda line: re.sub(
+                    rf"\b{module}\b( as)?", lambda word: f"{name}{word[1] or f' as {module}'}", line[1]
+                ),
+                changed,
+                flags=re.MULTILINE,
             )
             if changed != text:
                 _write(file, changed)
@@ -104,5 +109,7 @@ def install(path: Path, version: str = "") -> Installation:
     script.chmod(0o755)
     installation = Installation(path)
     if version:
-        installation.edit("__init__.py", f'__version__ = "{quiesce.__version__}"', f'__version__ = "{version}"')
+        installation.edit(
+            "__init__.py", f'__version__ = "{quiesce.__version__}"', f'__version__ = "{version}"'
+        )
     return installation

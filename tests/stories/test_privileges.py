@@ -380,6 +380,24 @@ def test_members_of_the_control_group_command_and_others_do_not(host: Background
         assert instance("upgrade", uid=USER, groups=[1]).returncode == 0
 
 
+def test_no_member_of_the_control_group_runs_a_program_as_root(host: Background) -> None:
+    """`reexec` executes the interpreter that is named, and before it drops any rights."""
+    with (
+        started(host, '[service]\nuser = "nobody"\ncontrol_group = "1"\n') as instance,
+        tempfile.TemporaryDirectory(prefix="q-") as folder,
+    ):
+        Path(folder).chmod(0o777)
+        ran, program = Path(folder, "ran"), Path(folder, "python")
+        program.write_text(f"#!/bin/sh\nid -u > {ran}\nexit 1\n")
+        program.chmod(0o755)
+        refused = instance("reexec", "--python", str(program), uid=USER, groups=[1])
+        assert refused.returncode == 2 and "for root and the owner" in refused.stderr, refused
+        assert not ran.exists()
+        assert instance("reexec", uid=USER, groups=[1]).returncode == 0
+        assert instance("reexec", "--python", str(program)).returncode == 1
+        assert ran.read_text() == "0\n"
+
+
 def as_user(uid: int, gid: int, do: Callable[[], object]) -> None:
     """Run ``do`` with these effective rights; raises what it raises."""
     os.setegid(gid)

@@ -50,11 +50,11 @@ def test_a_listener_comes_and_goes_under_load(tmp_path: Path, notes: Notes, port
             for _ in range(3):
                 write(instance, listen(port.address, more))
                 outcome = instance.ok("reconfigure")
-                assert f"listens on {more}" in outcome.text
+                assert " ".join(outcome.out.split()) == f"reconfigured listens on {more}"
                 assert addresses(instance) == [port.address, more]
                 assert [get(more, "/").release for _ in range(8)] == ["v1"] * 8
                 write(instance, listen(port.address))
-                assert f"no longer listens on {more}" in instance.ok("reconfigure").text
+                assert f"no longer on {more}" in " ".join(instance.ok("reconfigure").out.split())
                 assert not (tmp_path / "more.sock").exists()
             assert load.stop().failures() == {}
         assert "nothing has changed" in instance.ok("reconfigure").text

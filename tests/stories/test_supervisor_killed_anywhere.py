@@ -13,7 +13,7 @@ from harness.fatal import Trigger
 from harness.verdict import assert_all_well
 from load import LoadClient, busy, fresh, idle, post
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
 FULL = os.environ.get("QUIESCE_SOAK") == "full"
 STEP = 1 if FULL else 7  # every moment in the soak, some of them here; which ones moves with the command

@@ -68,6 +68,7 @@ def assert_crash_safe(instance: Instance) -> None:
     assert status["crash_safe"] is True, status
 
 
+@pytest.mark.soak
 def test_the_supervisor_is_killed_again_and_again(instance: Instance) -> None:
     """No failed request, no closed connection, the same workers, every line in the journal."""
     instance.build("chatty", Behaviour(print_bytes=LINE_BYTES))

@@ -378,6 +378,18 @@ def test_a_full_store_is_measured_again(bench: Bench) -> None:
     assert bench.measure() and bench.sync() and bench.manager.names == ["a", "b", "c"]
 
 
+def test_a_new_keeper_gets_the_listeners_first(bench: Bench) -> None:
+    """Whoever dies over it leaves a part of all; a listener that workers have cannot be bound a second time."""
+    assert bench.measure()
+    bench.put("a", fdnames.channel("1"), fdnames.listener("1"), "b", fdnames.listener("2"))
+    assert bench.sync()
+    bench.manager.empty()
+    bench.store.put_all_again()
+    assert bench.measure() and bench.sync()
+    order = [name for name, _ in bench.manager.store]
+    assert order == [fdnames.listener("1"), fdnames.listener("2"), "a", fdnames.channel("1"), "b"]
+
+
 @with_manager(keeps=0)
 def test_a_keeper_that_keeps_after_one_that_did_not(bench: Bench, tmp_path: Path) -> None:
     bench.put("a")

@@ -8,6 +8,7 @@ import pty
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -360,6 +361,26 @@ def test_strangers_are_not_heard(kept: Kept) -> None:
     kill(one.pid, signal.SIGKILL)
     assert kept.next().names == []
     assert kept.errors.count("message of another process rejected") == 1, "one line, not one for each"
+
+
+def test_a_stranger_cannot_stop_the_keeper_with_a_socket_that_lingers(kept: Kept) -> None:
+    """socket(7) SO_LINGER: whoever closes the last descriptor waits until the peer has read everything."""
+    one = kept.start().next()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                theirs.send(bytes(1 << 16))
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+        sock.connect("\0" + one.hello["env"]["NOTIFY_SOCKET"][1:])
+        kill(kept.pid, signal.SIGSTOP)
+        socket.send_fds(sock, [b"X=1"], [theirs.fileno()])
+        theirs.close()  # the last descriptor is the keeper's
+        kill(kept.pid, signal.SIGCONT)
+        assert one.do("barrier()")
 
 
 def test_rubbish_is_survived(kept: Kept) -> None:

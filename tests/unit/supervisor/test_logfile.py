@@ -247,6 +247,34 @@ def test_the_standard_streams_can_be_named() -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.parametrize("whose", ["a link of theirs", "a link of ours in a folder of theirs"])
+def test_a_folder_on_the_way_leads_root_nowhere_either(tmp_path: Path, whose: str) -> None:
+    """Whom the folder belongs to puts a link in place of one on the way to the log."""
+    theirs, elsewhere = tmp_path / "theirs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    (theirs / "logs").symlink_to(elsewhere)
+    if whose == "a link of theirs":
+        os.chown(theirs / "logs", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=r"symbolic link that somebody else \(uid 65534\)"):
+        LogFile.open(str(theirs / "logs" / "shop.log"))
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_folder_that_we_have_linked_is_followed(tmp_path: Path) -> None:
+    """/var/log on another disk; ".." and "." on the way."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "log").symlink_to("../disk")
+    log = LogFile.open(f"{tmp_path}/var/./log/../var/log/shop.log".replace("/log/../var", "/../var"))
+    os.write(log.fd, b"x")
+    log.close()
+    assert (tmp_path / "disk" / "shop.log").read_bytes() == b"x"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 @pytest.mark.parametrize("when", ["open", "reopen", "behind ours"])
 def test_a_link_of_somebody_else_leads_root_nowhere(path: Path, tmp_path: Path, when: str) -> None:
     precious, link = tmp_path / "precious", tmp_path / "theirs"
@@ -258,7 +286,7 @@ def test_a_link_of_somebody_else_leads_root_nowhere(path: Path, tmp_path: Path, 
     os.chown(target, 65534, 65534, follow_symlinks=False)
     if when == "behind ours":
         path.symlink_to(link)
-    with pytest.raises(ConfigError, match=r"symbolic link of somebody else's \(uid 65534\)"):
+    with pytest.raises(ConfigError, match=r"symbolic link that somebody else \(uid 65534\)"):
         log.reopen() if log is not None else LogFile.open(str(path))
     assert precious.read_text() == "as it was"
     if log is not None:

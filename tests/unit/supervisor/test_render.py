@@ -129,8 +129,8 @@ reconfigured
   no longer on  127.0.0.1:80
   changed       fd://a
   live now      rollout.bake, log.file
-  at upgrade    service.threads
-  at restart    service.name
+  at upgrade    service.threads (with the next `quiesce upgrade`)
+  at restart    service.name (`quiesce stop`, then start it again)
 ! cannot change \\x07
 """
     )

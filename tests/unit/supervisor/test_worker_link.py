@@ -90,6 +90,9 @@ class Stage:
         """As the crew does: written down before it is done."""
         self.saved.append(self.worker.state.value if hasattr(self, "worker") else "")
 
+    def save_soon(self) -> None:
+        """For what is no order."""
+
     def until(self, fact: Callable[[], Any]) -> None:
         """Turn the loop until something is so."""
         guard = self.loop.call_at(self.loop.now() + 20, lambda: None)

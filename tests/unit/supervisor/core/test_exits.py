@@ -27,7 +27,11 @@ from quiesce.supervisor.core.lifecycle import State
         ),
         (State.ACCEPTING, Ended(status=0), "worker r4/1 exited with status 0 while it served"),
         (State.QUIESCED, Ended(signal=34), "worker r4/1 was killed by signal 34 while it was quiesced"),
-        (State.DRAINING, Ended(), "worker r4/1 ended while it drained"),  # adopted: nobody can know
+        (
+            State.DRAINING,
+            Ended(),
+            "worker r4/1 ended while it drained (how, only the supervisor that had started it could have seen)",
+        ),  # adopted: nobody can know
         (
             State.SPAWNED,
             Ended(status=WorkerExit.CONFIG),
