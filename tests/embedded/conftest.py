@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from embedded.serving import EXTERNAL, THREADED, Setup
+from embedded.serving import EXTERNAL, THREADED
 from quiesce.worker.core.connection import State
 from quiesce.worker.embedded import daemon
 from quiesce.worker.embedded.client import Client
@@ -26,8 +26,23 @@ def no_step_outside_the_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     assert steps_outside_the_table() == []
 
 
+# Each mode and each way to wait once; the other combinations are for `./dev test`.
+QUICK = {
+    "external-select-run_from_select",
+    "external-poll-run_wait",
+    "external-epoll-run",
+    "thread-epoll",
+    "pool-select",
+    "thread_per_connection-poll",
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes ``setup`` runs in every mode; ``threaded`` and ``external`` in those alone."""
     for name, setups in (("setup", [*EXTERNAL, *THREADED]), ("threaded", THREADED), ("external", EXTERNAL)):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, setups, ids=Setup.name)
+            marked = [
+                pytest.param(setup, marks=() if setup.name() in QUICK else pytest.mark.slow, id=setup.name())
+                for setup in setups
+            ]
+            metafunc.parametrize(name, marked)
