@@ -3,7 +3,6 @@
 python examples/embedded/files.py [PORT [DIRECTORY]]
 """
 
-import contextlib
 import os
 import re
 import signal
@@ -36,8 +35,10 @@ def handler(request: Request) -> Response:
     return Response.from_fd(fd, last - first + 1, first, 206, headers)
 
 
+ENDS = {signal.SIGINT, signal.SIGTERM}
+
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # before there are threads that would get them
     with Daemon(handler, port=int(sys.argv[1]) if sys.argv[1:] else 8080) as daemon:
         print(f"serves at http://127.0.0.1:{daemon.info.port}/", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.sigwait(ENDS)

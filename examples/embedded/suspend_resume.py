@@ -3,7 +3,6 @@
 python examples/embedded/suspend_resume.py [PORT]
 """
 
-import contextlib
 import signal
 import sys
 
@@ -28,9 +27,11 @@ def handler(connection: Connection) -> Response | None:
     return None
 
 
+ENDS = {signal.SIGINT, signal.SIGTERM}
+
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # before there are threads that would get them
     port = int(sys.argv[1]) if sys.argv[1:] else 8080
     with Daemon(access_handler=handler, port=port, allow_suspend=True) as daemon:
         print(f"serves at http://127.0.0.1:{daemon.info.port}/", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.sigwait(ENDS)

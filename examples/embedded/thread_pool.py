@@ -3,7 +3,6 @@
 python examples/embedded/thread_pool.py [PORT [THREADS]]
 """
 
-import contextlib
 import signal
 import sys
 import threading
@@ -15,7 +14,10 @@ def handler(request: Request) -> Response:
     return Response(f"from {threading.current_thread().name}\n")
 
 
+ENDS = {signal.SIGINT, signal.SIGTERM}
+
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # before there are threads that would get them
     with Daemon(
         handler,
         port=int(sys.argv[1]) if sys.argv[1:] else 8080,
@@ -24,5 +26,4 @@ if __name__ == "__main__":
         limits=Limits(connections=1000, connections_per_ip=50),
     ) as daemon:
         print(f"serves at http://127.0.0.1:{daemon.info.port}/", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.sigwait(ENDS)

@@ -3,7 +3,6 @@
 python examples/embedded/uploads.py [PORT]
 """
 
-import contextlib
 import hashlib
 import signal
 import sys
@@ -27,8 +26,10 @@ def handler(connection: Connection) -> Response | None:
     return None
 
 
+ENDS = {signal.SIGINT, signal.SIGTERM}
+
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # before there are threads that would get them
     with Daemon(access_handler=handler, port=int(sys.argv[1]) if sys.argv[1:] else 8080) as daemon:
         print(f"serves at http://127.0.0.1:{daemon.info.port}/", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.sigwait(ENDS)
