@@ -412,6 +412,26 @@ def test_arguments_are_decoded_as_the_application_wants(setup: Setup) -> None:
         assert served.ask(GET.replace(b" / ", b" /?A=%4a ")).body == b"%4A"
 
 
+def test_callbacks_that_raise_harm_nobody(setup: Setup, capfd: pytest.CaptureFixture[str]) -> None:
+    def raises(*told: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    def handler(connection: Connection) -> None:
+        if connection.stage is Stage.END:
+            with Response.from_buffer(b"Hello", free=raises) as response:
+                connection.queue(response)
+
+    options: dict[str, Any] = {"on_completed": raises, "on_connection": raises}
+    with running(setup, access_handler=handler, **options) as served:
+        for _ in range(2):
+            with served.connect() as sock:
+                for _ in range(2):
+                    sock.sendall(GET)
+                    assert read_reply(sock).body == b"Hello"
+        served.until(lambda: served.daemon.connections == 0)
+    assert capfd.readouterr().err.count("RuntimeError: on purpose") == 2 * 2 + 4 * 2
+
+
 def test_a_whole_request_with_its_body(setup: Setup) -> None:
     def handler(request: Request) -> Response:
         return Response(request.body + request.path.encode())

@@ -58,6 +58,8 @@ class Client(EngineConnection):
     # -- what the engine does, listened to -----------------------------------------------------
 
     def event(self, event: Event, rejected: Rejected | None = None) -> None:
+        if event is Event.PEER_DONE and self.broken:
+            event = Event.LOST  # reset: a write has found out first, and taken the error from the read
         if event is Event.SENT and self._answered is not None:
             self._ended(Termination.COMPLETED_OK)
         elif self._cause is None:

@@ -1,5 +1,6 @@
 """One client as an embedding application sees it: its request, its upload, the answer that is queued."""
 
+from _thread import allocate_lock
 from collections.abc import Callable
 from enum import Enum, Flag
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,6 +9,7 @@ from quiesce.shared.errors import QuiesceError
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.termination import Termination
 from quiesce.worker.core.values import Value, arguments, cookies, text
+from quiesce.worker.embedded.guard import guarded
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.sending import Pump, send
 from quiesce.worker.response import Options, Response
@@ -105,7 +107,7 @@ class Connection:
 
     # fmt: off
     __slots__ = (
-        "_added", "_complete", "_exchange", "_in_handler", "_parked", "_pump", "_queued", "_status",
+        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_parked", "_pump", "_queued", "_status",
         "_suspended", "client", "daemon", "local", "peer", "request", "seat", "socket_context", "stage",
         "state", "upload",
     )
@@ -118,6 +120,7 @@ class Connection:
         self.peer = peer
         self.local = local
         self.socket_context: Any = None
+        self._lock = allocate_lock()
         self._exchange: Exchange | None = None
         self._suspended = False
         self._in_handler = False
@@ -148,6 +151,10 @@ class Connection:
             BadResponse: The status is none of a final response, or the response is not for this request.
             Freed: The response has no reference left.
         """
+        with self._lock:  # the loop may be ending the request at this moment
+            self._queue(response, status)
+
+    def _queue(self, response: Response, status: int) -> None:
         if self._exchange is None or not (self._in_handler or self._suspended):
             raise NotNow("an answer is queued in the handler, or while the connection is suspended")
         if self._queued is not None:
@@ -368,13 +375,15 @@ class Connection:
 
     def ended(self, why: Termination) -> None:
         """The request's answer is all sent, or never will be."""
-        exchange, self._exchange = self._exchange, None
+        with self._lock:
+            exchange, self._exchange = self._exchange, None
+            response = self._queued
         if exchange is None:
             return
         self._suspended = False
-        response, state = self._queued, self.state
+        state = self.state
         if response is not None:
-            response.release()
+            guarded(response.release)
         self.daemon.request_ended(self, state, why)
         if self._exchange is None:
             self._forget_request()

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import threading
 from collections.abc import Callable, Container
 from enum import Enum
 from time import monotonic
@@ -20,6 +21,7 @@ from quiesce.worker.embedded.admission import AcceptPolicy, Admission, Verdict
 from quiesce.worker.embedded.apps import AccessApp, RequestApp
 from quiesce.worker.embedded.client import Client
 from quiesce.worker.embedded.connection import AccessHandler, Connection
+from quiesce.worker.embedded.guard import guarded
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
 from quiesce.worker.embedded.modes.polling_threads import PollingThreads
@@ -180,6 +182,7 @@ class Daemon:
         self._listener_fd = -1
         self._address: Any = None
         self._state = _State.NEW
+        self._lock = threading.Lock()
         self._shell: ModeShell | None = None
 
     # -- lifecycle ------------------------------------------------------------------------------
@@ -193,7 +196,12 @@ class Daemon:
         if self._state is not _State.NEW:
             raise QuiesceError("a daemon is started once; make another one")
         listener = self._open_listener()
-        self._shell = self._make_shell()
+        try:
+            self._shell = self._make_shell()
+        except BaseException:
+            if listener is not None:
+                listener.close()
+            raise
         self._state = _State.RUNNING
         self._shell.start()
         if listener is not None:
@@ -230,10 +238,11 @@ class Daemon:
         Raises:
             NotListening: There is none, or this is the second time.
         """
-        listener = self._listener
-        if self._state is not _State.RUNNING or listener is None:
-            raise NotListening("the daemon has no listening socket to give away")
-        self._listener = None
+        with self._lock:
+            listener = self._listener
+            if self._state is not _State.RUNNING or listener is None:
+                raise NotListening("the daemon has no listening socket to give away")
+            self._listener = None
         for seat in self._running().seats:
             seat.do(seat.quiesce)
         return listener
@@ -250,7 +259,6 @@ class Daemon:
         seconds, when all are served: see :meth:`drain`.  A second stop does nothing.
         """
         if self._state is not _State.RUNNING:
-            self._state = _State.STOPPED
             return
         if any(seat.is_here for seat in self._running().all_seats()) and self._mode is not Mode.EXTERNAL:
             raise QuiesceError(
@@ -259,7 +267,10 @@ class Daemon:
         if drain is not None:
             self.drain(drain)
             self.wait_drained(drain + _LAST_WORDS_S)
-        self._state = _State.STOPPING
+        with self._lock:
+            if self._state is not _State.RUNNING:
+                return  # somebody else stops it
+            self._state = _State.STOPPING
         self._running().stop()
         self._state = _State.STOPPED
         listener, self._listener = self._listener, None
@@ -404,24 +415,22 @@ class Daemon:
             self._admission.leave(peer)
             raise
         if self._on_connection is not None:
-            self._on_connection(handle, True)
+            guarded(self._on_connection, handle, True)
         return handle.client
 
     def connection_closed(self, connection: Connection) -> None:
         """A connection's last word, in its thread."""
         self._admission.leave(connection.peer)
-        try:
-            if self._on_connection is not None:
-                self._on_connection(connection, False)
-        finally:
-            shell = self._shell
-            if isinstance(shell, ThreadPerConnection):
-                shell.left(connection.seat)
+        if self._on_connection is not None:
+            guarded(self._on_connection, connection, False)
+        shell = self._shell
+        if isinstance(shell, ThreadPerConnection):
+            shell.left(connection.seat)
 
     def request_ended(self, connection: Connection, state: Any, why: Termination) -> None:
         """A request's last word, in its connection's thread."""
         if self._on_completed is not None:
-            self._on_completed(connection, state, why)
+            guarded(self._on_completed, connection, state, why)
 
     # -- what is known -----------------------------------------------------------------------------
 
