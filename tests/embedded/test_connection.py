@@ -398,8 +398,8 @@ def test_contexts_of_connection_and_request(setup: Setup) -> None:
         return Response(connection.state) if connection.stage is Stage.END else None
 
     with running(setup, access_handler=handler, on_connection=opened, uri_log=uri_log) as served:
-        assert served.ask(GET.replace(b" / ", b" /%41?b#c ")).body == b"state of /%41?b#c"
-    assert logged == ["/%41?b#c"]
+        assert served.ask(GET.replace(b" / ", b" /%41?b ")).body == b"state of /%41?b"
+    assert logged == ["/%41?b"]
 
 
 def test_arguments_are_decoded_as_the_application_wants(setup: Setup) -> None:
@@ -413,7 +413,10 @@ def test_arguments_are_decoded_as_the_application_wants(setup: Setup) -> None:
 
 
 def test_callbacks_that_raise_harm_nobody(setup: Setup, capfd: pytest.CaptureFixture[str]) -> None:
+    raised: list[bool] = []
+
     def raises(*told: Any) -> None:
+        raised.append(True)
         raise RuntimeError("on purpose")
 
     def handler(connection: Connection) -> None:
@@ -429,7 +432,8 @@ def test_callbacks_that_raise_harm_nobody(setup: Setup, capfd: pytest.CaptureFix
                     sock.sendall(GET)
                     assert read_reply(sock).body == b"Hello"
         served.until(lambda: served.daemon.connections == 0)
-    assert capfd.readouterr().err.count("RuntimeError: on purpose") == 2 * 2 + 4 * 2
+    assert len(raised) == 2 * 2 + 4 * 2  # not counted in what is printed: threads print into each other
+    assert "on purpose" in capfd.readouterr().err
 
 
 def test_a_whole_request_with_its_body(setup: Setup) -> None:

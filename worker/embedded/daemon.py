@@ -420,9 +420,10 @@ class Daemon:
 
     def connection_closed(self, connection: Connection) -> None:
         """A connection's last word, in its thread."""
-        self._admission.leave(connection.peer)
         if self._on_connection is not None:
             guarded(self._on_connection, connection, False)
+        # After it: who waits until nobody is connected has been told of everybody.
+        self._admission.leave(connection.peer)
         shell = self._shell
         if isinstance(shell, ThreadPerConnection):
             shell.left(connection.seat)
