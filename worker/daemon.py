@@ -18,7 +18,7 @@ from quiesce.worker.core.request import Address
 from quiesce.worker.loops.base import Loop, Timer
 from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
-from quiesce.worker.net.acceptor import Acceptor, Listener
+from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
 from quiesce.worker.net.counters import Counters
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
@@ -26,6 +26,8 @@ from quiesce.worker.net.stream import Connection
 
 AccessLog = Callable[[Exchange, int, int, float], None]
 """Called with the exchange, status, bytes of body, seconds; from whichever thread finished the response."""
+Connect = Callable[["Daemon", socket.socket, Address, Address, str, bool], Connection]
+"""Makes what serves one client; it owns the socket only once it is made."""
 
 _HEARTBEAT_S = 0.2  # the scoreboard promises 0.25
 _LAST_WORDS_S = 5.0  # what a drain that is over leaves for FIN and linger, or those who take their 503 slowly
@@ -48,6 +50,11 @@ class Daemon:
             then every answer is its connection's last.  Empty: there is no such path.
         unready: Shall requests go elsewhere?  Asked in the loop's thread, at each request; without a
             ``ready_path`` never.
+        connect: Makes the connections, in place of ``Connection``: for who must know more of each one.
+        accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
+            affair, and :meth:`add_connection` is the way back.
+        heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
+            sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
 
     def __init__(
@@ -62,6 +69,9 @@ class Daemon:
         access_log: AccessLog | None = None,
         ready_path: str = "",
         unready: Callable[[], bool] = lambda: False,
+        connect: Connect | None = None,
+        accepted: Accepted | None = None,
+        heartbeat: bool = True,
     ) -> None:
         self.app = app
         self.loop = loop
@@ -82,7 +92,8 @@ class Daemon:
         self._on_drained: Callable[[], None] | None = None
         self._connections: set[Ending] = set()
         self._by_ip: dict[str, int] = {}
-        self._acceptor = Acceptor(loop, self._accepted, before_accept)
+        self._acceptor = Acceptor(loop, accepted or self._accepted, before_accept)
+        self.connect: Connect = connect or Connection
         self._blocking = getattr(app, "blocking", True)
         self._pool = (
             ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
@@ -97,7 +108,7 @@ class Daemon:
         self._thread: int | None = None
         if slot is not None:
             loop.slot = slot
-        self._heartbeat: Timer = loop.call_at(loop.now(), self._beat)
+        self._heartbeat: Timer | None = loop.call_at(loop.now(), self._beat) if heartbeat else None
 
     # -- listeners ------------------------------------------------------------------------------
 
@@ -152,7 +163,8 @@ class Daemon:
             return
         self._step(life.Event.CLOSE)
         self._acceptor.close()
-        self._heartbeat.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
         if self._pool is not None:
             self._pool.close(1.0)
 
@@ -182,7 +194,7 @@ class Daemon:
         local: Address,
         scheme: str = "http",
         probe: bool = False,
-    ) -> None:
+    ) -> Connection:
         """Serve a connected stream socket; owns it in any case.
 
         ``peer`` and ``local`` are what the application sees.  A probe is not counted, limited or logged.
@@ -191,16 +203,17 @@ class Daemon:
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(self, sock, peer, local, scheme, probe)
+            connection = self.connect(self, sock, peer, local, scheme, probe)
         except BaseException:
             sock.close()
             raise
         self._add(connection)
+        return connection
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         sock.setblocking(False)
         limits = self.limits
-        connection = Connection(self, sock, peer, local, "http", False)
+        connection = self.connect(self, sock, peer, local, "http", False)
         full = self._add(connection) > limits.connections > 0
         ip = peer[0] if peer else ""
         if limits.connections_per_ip and ip:
@@ -313,8 +326,12 @@ class Daemon:
 
     # -- the daemon's own life ------------------------------------------------------------------------------
 
-    def _beat(self) -> None:
+    def enter(self) -> None:
+        """This thread is the loop's from now on."""
         self._thread = get_ident()
+
+    def _beat(self) -> None:
+        self.enter()
         self.counters.slot[figures.TURN_NS] = monotonic_ns()
         if self._pool is not None:
             self.counters.slot[figures.OLDEST_REQUEST_NS] = self._pool.oldest_ns

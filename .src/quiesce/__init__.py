@@ -10,15 +10,59 @@ __version__ = "0.1.0"  # by hand: importlib.metadata alone would cost every work
 
 if TYPE_CHECKING:
     from quiesce.shared.errors import QuiesceError as QuiesceError
+    from quiesce.worker.core.limits import Limits as Limits
     from quiesce.worker.core.request import Request as Request
-    from quiesce.worker.core.response import Response as Response
+    from quiesce.worker.core.termination import Termination as Termination
+    from quiesce.worker.embedded.connection import Connection as Connection
+    from quiesce.worker.embedded.connection import Kind as Kind
+    from quiesce.worker.embedded.connection import NotNow as NotNow
+    from quiesce.worker.embedded.connection import Stage as Stage
+    from quiesce.worker.embedded.daemon import Daemon as Daemon
+    from quiesce.worker.embedded.daemon import Mode as Mode
+    from quiesce.worker.embedded.daemon import NotListening as NotListening
+    from quiesce.worker.embedded.daemon import Poller as Poller
+    from quiesce.worker.embedded.daemon import WrongMode as WrongMode
+    from quiesce.worker.embedded.panic import set_panic_handler as set_panic_handler
+    from quiesce.worker.response import Options as Options
+    from quiesce.worker.response import Response as Response
 
 _HOME = {
+    "Connection": "quiesce.worker.embedded.connection",
+    "Daemon": "quiesce.worker.embedded.daemon",
+    "Kind": "quiesce.worker.embedded.connection",
+    "Limits": "quiesce.worker.core.limits",
+    "Mode": "quiesce.worker.embedded.daemon",
+    "NotListening": "quiesce.worker.embedded.daemon",
+    "NotNow": "quiesce.worker.embedded.connection",
+    "Options": "quiesce.worker.response",
+    "Poller": "quiesce.worker.embedded.daemon",
     "QuiesceError": "quiesce.shared.errors",
     "Request": "quiesce.worker.core.request",
-    "Response": "quiesce.worker.core.response",
+    "Response": "quiesce.worker.response",
+    "Stage": "quiesce.worker.embedded.connection",
+    "Termination": "quiesce.worker.core.termination",
+    "WrongMode": "quiesce.worker.embedded.daemon",
+    "set_panic_handler": "quiesce.worker.embedded.panic",
 }
-__all__ = ["QuiesceError", "Request", "Response", "__version__"]
+__all__ = [
+    "Connection",
+    "Daemon",
+    "Kind",
+    "Limits",
+    "Mode",
+    "NotListening",
+    "NotNow",
+    "Options",
+    "Poller",
+    "QuiesceError",
+    "Request",
+    "Response",
+    "Stage",
+    "Termination",
+    "WrongMode",
+    "__version__",
+    "set_panic_handler",
+]
 
 
 def __getattr__(name: str) -> Any:

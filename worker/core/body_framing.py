@@ -99,11 +99,12 @@ class LengthDecoder:
 
 
 class ChunkedDecoder:
-    """RFC 9112 §7.1.  Extensions and trailers are checked, bounded and dropped."""
+    """RFC 9112 §7.1.  Extensions are checked, bounded and dropped; trailers are kept apart from the headers."""
 
     # fmt: off
     __slots__ = (
         "_buffer", "_expect", "_left", "_limit", "_padding", "_total", "_trailer_bytes", "done", "left", "rest",
+        "trailers",
     )
     # fmt: on
 
@@ -117,6 +118,7 @@ class ChunkedDecoder:
         self._total = 0
         self._trailer_bytes = trailer_bytes
         self.left = -1
+        self.trailers: list[tuple[bytes, bytes]] = []  # names in lower case, when done
         self.done = False
         self.rest = b""
 
@@ -193,12 +195,13 @@ class ChunkedDecoder:
         self._expect = "data" if self._left else "trailer"
 
     def _trailer(self, line: bytes) -> None:
-        name, colon, _ = line.partition(b":")
+        name, colon, value = line.partition(b":")
         if not colon or not name or name.translate(None, TOKEN):
             raise Rejected(400, "a trailer field is malformed")
         self._trailer_bytes -= len(line) + 2
         if self._trailer_bytes < 0:
             raise Rejected(431, "the trailer section is too large")
+        self.trailers.append((name.lower(), value.strip(b" \t")))
 
 
 def decoder(length: int, limit: int, trailer_bytes: int) -> "LengthDecoder | ChunkedDecoder":

@@ -76,6 +76,12 @@ class Request:
             self._path = decoded.decode("latin-1")
 
     @property
+    def asks_keep_alive(self) -> bool:
+        """Connection says keep-alive in so many words, and not close."""
+        said = b",".join(value for name, value in self.headers if name == b"connection").lower()
+        return self.keep_alive and b"keep-alive" in said
+
+    @property
     def raw_path(self) -> bytes:
         """The path as sent, without the query."""
         if self._raw_path is None:

@@ -38,6 +38,12 @@ class Head:
         self.close = close  # the application said Connection: close
         self.dated = dated
 
+    def fields(self) -> list[Header]:
+        """What was said, as pairs."""
+        lines = self.lines.split(b"\r\n")[1:-1]
+        pairs = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+        return [(b"Connection", b"close"), *pairs] if self.close else pairs
+
 
 def _learn(name: bytes) -> bytes:
     if not name or name.translate(None, TOKEN):

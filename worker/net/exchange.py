@@ -40,6 +40,9 @@ class Exchange:
     disconnected = False
     on_writable: Callable[[], None] | None = None
     on_disconnect: Callable[[], None] | None = None
+    trailers = b""  # whole lines, behind the last chunk
+    chunks = True  # False: what would go out in chunks is ended by the connection's end
+    says_keep_alive = False  # also where it goes without saying
     _head: Head | None = None
     _last = False  # our answer said, or will say, Connection: close
     _left = -1  # bytes that Content-Length still promises; -1 = none promised
@@ -157,7 +160,7 @@ class Exchange:
             return
         connection = self._connection
         if not self.started:
-            head = self._frame(len(data))
+            head = self._frame(len(data) if self._whole < 0 else self._whole)
             if not self._no_body and len(data) == self._left:
                 self._left = 0
                 self.body_sent = len(data)
@@ -173,7 +176,7 @@ class Exchange:
             self._complain(f"ended {self._left} bytes short of its Content-Length")
             self.abort()
             return
-        self._done(b"0\r\n\r\n" if self._chunked and not self._no_body else b"")
+        self._done(b"0\r\n%s\r\n" % self.trailers if self._chunked and not self._no_body else b"")
 
     def respond(self, response: Response) -> None:
         """Send a whole response with a body in bytes, from its cache if it has it."""
@@ -193,6 +196,15 @@ class Exchange:
         self.started = True
         self.body_sent = len(body)
         self._done(response.wire(connection.daemon.date_line(), self._connection_line()))
+
+    def leave(self) -> None:
+        """Whatever the answer says, it is this connection's last."""
+        self._last = True
+
+    @property
+    def connection(self) -> "Connection":
+        """The engine's side of it."""
+        return self._connection
 
     def abort(self) -> None:
         """Cut the connection, so that the client sees that the response is not whole."""
@@ -217,6 +229,16 @@ class Exchange:
             self._last = True
             self.start(500, ((b"Content-Type", b"text/plain; charset=utf-8"),))
             self.finish(b"500 Internal Server Error\n")
+
+    def fail_reading(self, exc: BaseException) -> None:
+        """What gives the body failed: said on standard error, and the client sees that it is not whole."""
+        self._complain(f"cannot go on with a response: {type(exc).__name__}: {exc}")
+        if not self.disconnected:
+            self.abort()
+
+    def sends_no_body(self) -> bool:
+        """The answer, whose head was said, ends with its head."""
+        return self.request.method == "HEAD" or has_no_body(self.status)
 
     def wait_writable(self, low_water: int) -> bool:
         """Wait until no more than ``low_water`` bytes are queued; False if the client has gone.
@@ -306,7 +328,9 @@ class Exchange:
     def _connection_line(self) -> bytes:
         if self._last:
             return b"Connection: close\r\n"
-        return b"Connection: keep-alive\r\n" if self.request.version == "1.0" else b""
+        if self.request.version == "1.0" or self.says_keep_alive:
+            return b"Connection: keep-alive\r\n"
+        return b""
 
     def _frame(self, whole: int) -> bytes:
         """The head as it goes out.  ``whole``: the body's length if it is known, or -1."""
@@ -324,7 +348,7 @@ class Exchange:
             if whole >= 0:
                 length = whole
                 framing = b"Content-Length: %d\r\n" % whole
-            elif request.version == "1.1":
+            elif request.version == "1.1" and self.chunks:
                 self._chunked = True
                 framing = b"Transfer-Encoding: chunked\r\n"
             elif not is_head:

@@ -1,0 +1,1 @@
+"""The daemon as a library: what an application that brings its own process uses."""

@@ -1,0 +1,396 @@
+"""One client as an embedding application sees it: its request, its upload, the answer that is queued."""
+
+from _thread import allocate_lock
+from collections.abc import Callable
+from enum import Enum, Flag
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quiesce.shared.errors import QuiesceError
+from quiesce.worker.core.request import Address, Request
+from quiesce.worker.core.termination import Termination
+from quiesce.worker.core.values import Value, arguments, cookies, text
+from quiesce.worker.embedded.guard import guarded
+from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.sending import Pump, send
+from quiesce.worker.response import Options, Response
+
+if TYPE_CHECKING:
+    from quiesce.worker.embedded.client import Client
+    from quiesce.worker.embedded.daemon import Daemon
+    from quiesce.worker.embedded.seat import Seat
+
+
+class Stage(Enum):
+    """Where the request is when the handler is called."""
+
+    HEAD = "head"  # the header section is complete, nothing of the body is shown
+    DATA = "data"  # a part of the body is there
+    END = "end"  # body and trailers are complete
+
+
+class Kind(Flag):
+    """Where a value came from."""
+
+    HEADER = 1
+    COOKIE = 2
+    POSTDATA = 4
+    ARGUMENT = 8
+    FOOTER = 16
+
+
+class NotNow(QuiesceError):
+    """The connection is in no state for what was asked of it."""
+
+
+class ConnectionInfo(NamedTuple):
+    """What is known of a connection at this moment."""
+
+    peer: Address
+    local: Address
+    fd: int
+    daemon: "Daemon"
+    suspended: bool
+    timeout_s: float  # 0 = the daemon's
+    header_size: int | None  # None: there is no request
+    status: int | None  # None: nothing is queued
+    socket_context: Any
+
+
+class Upload:
+    """The part of a request's body that has arrived and was not read.
+
+    What a handler leaves is shown to it again, with what has come behind it.
+    """
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    @property
+    def data(self) -> bytes:
+        """What is there."""
+        return self._data
+
+    def read(self, size: int = -1) -> bytes:
+        """Take so many bytes, or all that is there."""
+        if size < 0 or size >= len(self._data):
+            taken, self._data = self._data, b""
+        else:
+            taken, self._data = self._data[:size], self._data[size:]
+        return taken
+
+    def add(self, data: bytes) -> None:
+        """The connection's: more has come."""
+        self._data = self._data + data if self._data else data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+
+Answer = Response | bool | None
+AccessHandler = Callable[["Connection"], Answer]
+"""Called when the head is complete, for each part of the body, and at the end: see ``Connection.stage``."""
+
+
+class Connection:
+    """A client, from its accept to its close.
+
+    All but :meth:`resume`, :meth:`queue` on a suspended connection and the ``info`` are for the handler.
+
+    Attributes:
+        request: The request that is being answered.
+        stage: Why the handler is called.
+        upload: What there is of its body.
+        state: Yours, for this request; None at its beginning, or what ``uri_log`` returned.
+        socket_context: Yours, for this connection.
+        trailers: (name, value) pairs that came behind the body, at ``Stage.END``.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_parked", "_pump", "_queued", "_status",
+        "_suspended", "client", "daemon", "local", "peer", "request", "seat", "socket_context", "stage",
+        "state", "upload",
+    )
+    # fmt: on
+    client: "Client"
+
+    def __init__(self, daemon: "Daemon", seat: "Seat", peer: Address, local: Address) -> None:
+        self.daemon = daemon
+        self.seat = seat
+        self.peer = peer
+        self.local = local
+        self.socket_context: Any = None
+        self._lock = allocate_lock()
+        self._exchange: Exchange | None = None
+        self._suspended = False
+        self._in_handler = False
+        self._forget_request()
+
+    def _forget_request(self) -> None:
+        self._queued: Response | None = None
+        self._status = 0
+        self._pump: Pump | None = None
+        self._added: list[tuple[Kind, Value]] = []
+        self._parked = False  # the loop has seen that we are suspended
+        self._complete = False  # all of the body was delivered
+        self.state: Any = None
+        self.request: Request = _NONE
+        self.stage = Stage.HEAD
+        self.upload = Upload()
+
+    # -- for the handler ------------------------------------------------------------------------
+
+    def queue(self, response: Response, status: int = 0) -> None:
+        """Answer with this, under its own status or another one: as soon as possible, but not before the handler
+        has returned, nor before a suspended connection is resumed.  The response has one reference more until it
+        is sent.
+
+        Raises:
+            NotNow: The request was answered already, or this is neither in the handler nor on a suspended
+                connection, or the daemon is being stopped.
+            BadResponse: The status is none of a final response, or the response is not for this request.
+            Freed: The response has no reference left.
+        """
+        with self._lock:  # the loop may be ending the request at this moment
+            self._queue(response, status)
+
+    def _queue(self, response: Response, status: int) -> None:
+        if self._exchange is None or not (self._in_handler or self._suspended):
+            raise NotNow("an answer is queued in the handler, or while the connection is suspended")
+        if self._queued is not None:
+            raise NotNow("this request has its answer already")
+        if self.daemon.is_stopping:
+            raise NotNow("the daemon is being stopped")
+        status = status or response.status
+        if status != response.status:
+            response.head_for(status)  # or BadResponse
+        options = response.options if response.path is not None else Options.NONE
+        if options & Options.HEAD_ONLY and self.request.method != "HEAD" and status != 304:
+            raise NotNow("a response for HEAD only cannot answer this request")
+        response.retain()
+        self._queued = response
+        self._status = status
+
+    def suspend(self) -> None:
+        """Leave this request alone until :meth:`resume`: the handler is not called, no reader is asked, and no
+        time runs out.  The connection counts in all limits.
+
+        Raises:
+            NotNow: The daemon was not started with ``allow_suspend``.
+        """
+        if not self.daemon.allows_suspend:
+            raise NotNow("start the daemon with allow_suspend=True to suspend connections")
+        self._suspended = True
+
+    def resume(self) -> None:
+        """Go on: with the answer if one is queued, else by calling the handler again.  From any thread."""
+        if not self.daemon.allows_suspend:
+            raise NotNow("start the daemon with allow_suspend=True to suspend connections")
+        self._suspended = False
+        self.seat.post(self._go_on)
+
+    def values(self, kinds: Kind) -> list[tuple[Kind, Value]]:
+        """Arguments, headers in the order of the wire, cookies, then trailers, of these kinds."""
+        request = self.request
+        found: list[tuple[Kind, Value]] = []
+        if Kind.ARGUMENT in kinds:
+            pairs = arguments(request.query, self.daemon.unescape)
+            found += [(Kind.ARGUMENT, pair) for pair in pairs]
+        if Kind.HEADER in kinds:
+            found += [(Kind.HEADER, (text(name), text(value))) for name, value in request.headers]
+        if Kind.COOKIE in kinds:
+            fields = [value for name, value in request.headers if name == b"cookie"]
+            found += [(Kind.COOKIE, pair) for value in fields for pair in cookies(value)]
+        if Kind.FOOTER in kinds:
+            found += [(Kind.FOOTER, (text(name), text(value))) for name, value in self.trailers]
+        return found + [item for item in self._added if item[0] in kinds]
+
+    def lookup(self, kinds: Kind, name: str | None) -> str | None:
+        """The first value of that name, case-insensitively; None also for a name without a value."""
+        wanted = None if name is None else name.lower()
+        for _, (key, value) in self.values(kinds):
+            if key.lower() == wanted:
+                return value
+        return None
+
+    def add_value(self, kind: Kind, name: str, value: str | None) -> None:
+        """Let this request have a value more, for whoever asks later."""
+        self._added.append((kind, (name, value)))
+
+    @property
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        return self.client.trailers if self.stage is Stage.END else []
+
+    @property
+    def timeout_s(self) -> float:
+        """This connection's own limit on silence in seconds; 0 = none.  Setting it starts it afresh."""
+        own = self.client.timeout_s
+        return self.daemon.timeout_s if own is None else own
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self.client.timeout_s = seconds
+        if not self._suspended and not self._in_handler:
+            self.seat.post(self._arm)
+
+    def _arm(self) -> None:
+        if not self.client.closed and not self._suspended:
+            self.client.arm(self.client.timeout_s or 0.0)
+
+    @property
+    def is_suspended(self) -> bool:
+        return self._suspended
+
+    @property
+    def info(self) -> ConnectionInfo:
+        return ConnectionInfo(
+            self.peer,
+            self.local,
+            -1 if self.client.closed else self.client.fd,
+            self.daemon,
+            self._suspended,
+            self.timeout_s,
+            self._header_size() if self._exchange is not None else None,
+            self._status if self._queued is not None else None,
+            self.socket_context,
+        )
+
+    def _header_size(self) -> int:
+        request = self.request
+        line = len(request.method) + len(request.target) + len("  HTTP/1.1\r\n")
+        return line + sum(len(name) + len(value) + 4 for name, value in request.headers) + 2
+
+    # -- the request's life, in the loop's thread -----------------------------------------------------
+
+    @property
+    def has_request(self) -> bool:
+        """The application was shown a request that has not ended."""
+        return self._exchange is not None
+
+    def begin(self, exchange: Exchange, stage: Stage) -> None:
+        """The engine has a request: its head and maybe some of its body, or the whole of it."""
+        self._forget_request()
+        self._exchange = exchange
+        self.request = exchange.request
+        self.client.begin()
+        if self.daemon.uri_log is not None:
+            self.state = self.daemon.uri_log(self, text(self.request.target))
+        self._call(stage)
+
+    def _call(self, stage: Stage) -> None:
+        """Call the handler, then do what it wants."""
+        self.stage = stage
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._in_handler = True
+        try:
+            answer = self.daemon.access_handler(self)
+            if isinstance(answer, Response):
+                self.queue(answer)
+        except Exception as exc:
+            self._in_handler = False
+            self._give_up(exc)
+            return
+        finally:
+            self._in_handler = False
+        if answer is False:
+            self.client.drop()
+        elif self._suspended:
+            self._parked = True
+            if not exchange.body_complete:
+                exchange.pause_reading()
+        else:
+            self._after_call()
+
+    def _give_up(self, exc: BaseException) -> None:
+        exchange = self._exchange
+        if exchange is not None:
+            self.client.at_fault()
+            exchange.fail(exc)
+
+    def _after_call(self) -> None:
+        exchange = self._exchange
+        if exchange is None or self._pump is not None:
+            return
+        if self._queued is not None:
+            self._send(exchange, self._queued)
+        elif self.stage is Stage.END:
+            self._give_up(NotNow("the handler has the whole request, and neither answered nor suspended"))
+        elif self.stage is Stage.HEAD:
+            exchange.read_body(self._on_body)
+
+    def _send(self, exchange: Exchange, response: Response) -> None:
+        try:
+            pump = send(exchange, response, self._status, lambda: self._suspended)
+        except Exception as exc:
+            self._give_up(exc)
+            return
+        if self._exchange is exchange:
+            self._pump = pump
+
+    def _on_body(self, data: bytes, more: bool) -> None:
+        """The engine: a part of the body, or its end."""
+        if self._queued is not None:
+            return  # answered; what comes is read away
+        self.upload.add(data)
+        self._complete = not more
+        self._show(more)
+
+    def _show(self, more: bool) -> None:
+        """Have the handler read what is there, as long as it reads any of it."""
+        upload = self.upload
+        while len(upload):
+            before = len(upload)
+            self._call(Stage.DATA)
+            if self._exchange is None or self._suspended or self._queued is not None:
+                return
+            if len(upload) == before:
+                break
+        if not len(upload):
+            if not more:
+                self._call(Stage.END)
+        elif not more or len(upload) > self.daemon.upload_memory:
+            # Nothing that could come would help: libmicrohttpd calls for ever, or says 500 as we do.
+            self._give_up(NotNow("the handler leaves its upload unread"))
+
+    def _go_on(self) -> None:
+        """After a resume."""
+        exchange = self._exchange
+        if self._suspended or exchange is None:
+            return
+        if self._pump is not None:
+            self._pump.run()
+        if not self._parked:
+            return  # resumed before the handler had returned: nothing was held up
+        self._parked = False
+        if self._queued is not None:
+            self._send(exchange, self._queued)
+        elif self.stage is Stage.DATA:
+            self._show(not self._complete)
+        else:
+            self._call(self.stage)
+        if self._exchange is exchange and not self._suspended and not exchange.body_complete:
+            exchange.resume_reading()
+
+    def ended(self, why: Termination) -> None:
+        """The request's answer is all sent, or never will be."""
+        with self._lock:
+            exchange, self._exchange = self._exchange, None
+            response = self._queued
+        if exchange is None:
+            return
+        self._suspended = False
+        state = self.state
+        if response is not None:
+            guarded(response.release)
+        self.daemon.request_ended(self, state, why)
+        if self._exchange is None:
+            self._forget_request()
+
+    def closed(self) -> None:
+        """The client has gone, and so has its socket."""
+        self.daemon.connection_closed(self)
+
+
+_NONE = Request("", b"/")

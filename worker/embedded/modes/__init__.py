@@ -1,0 +1,1 @@
+"""Who turns the loops: one small file for each way."""

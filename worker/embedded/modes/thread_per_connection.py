@@ -1,0 +1,97 @@
+"""A thread that accepts, and one for each client: a handler may block, and keeps nobody else waiting."""
+
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from quiesce.worker.core.request import Address
+from quiesce.worker.embedded.modes.base import Place
+from quiesce.worker.embedded.seat import Seat
+
+
+class ThreadPerConnection:
+    """See :class:`quiesce.worker.embedded.modes.base.Mode`."""
+
+    is_external = False
+
+    def __init__(
+        self, seat: Seat, place: Place, make_seat: Callable[[], Seat], lost: Callable[[Address], None]
+    ) -> None:
+        self.seats = [seat]
+        self._place = place
+        self._make_seat = make_seat
+        self._lost = lost  # told of a client that never got a place
+        self._lock = threading.Lock()
+        self._serving: set[Seat] = set()
+        self._ended: list[Seat] = []  # hold nothing any more but a thread that returns
+        self._stopping = False
+
+    def start(self) -> None:
+        self.seats[0].start("quiesce-accept")
+
+    def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
+        self.add(sock, peer, local)
+
+    def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
+        self._clear_up()
+        try:
+            seat = self._make_seat()
+        except BaseException:
+            sock.close()
+            self._lost(peer)
+            raise
+        with self._lock:
+            if self._stopping:
+                sock.close()
+                self._lost(peer)
+                seat.close()
+                return
+            self._serving.add(seat)
+            # Under the lock, so that whoever stops us finds a thread in every seat.
+            seat.start(
+                "quiesce-client",
+                lambda: self._serve(seat, sock, peer, local),
+                lambda: self._over(seat),
+            )
+
+    def _serve(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
+        try:
+            self._place(seat, sock, peer, local)
+        except OSError as exc:  # the socket is closed: this client is lost, nobody else
+            print(f"quiesce: cannot serve a client: {exc}", file=sys.stderr, flush=True)
+            self.left(seat)
+
+    def left(self, seat: Seat) -> None:
+        """This seat's client has gone.  In its thread."""
+        if seat not in self.seats:
+            seat.loop.call_soon_threadsafe(
+                seat.stop
+            )  # in a turn of its own, when the engine is through with it
+
+    def _over(self, seat: Seat) -> None:
+        with self._lock:
+            self._serving.discard(seat)
+            self._ended.append(seat)
+
+    def _clear_up(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, []
+        for seat in ended:
+            seat.close()
+
+    def all_seats(self) -> list[Seat]:
+        with self._lock:
+            return [*self.seats, *self._serving]
+
+    def stop(self) -> None:
+        accepting = self.seats[0]
+        accepting.do(accepting.stop)
+        accepting.close()
+        with self._lock:
+            self._stopping = True
+            serving = list(self._serving)
+        for seat in serving:
+            seat.do(seat.stop)
+            seat.close()
+        self._clear_up()

@@ -1,0 +1,123 @@
+"""One loop with its engine, and whoever turns it."""
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from quiesce.shared.errors import QuiesceError
+from quiesce.worker.daemon import Daemon as Engine
+from quiesce.worker.embedded.panic import panic
+from quiesce.worker.loops.own_loop import OwnLoop
+
+T = TypeVar("T")
+LISTENER = "listener"
+
+
+class Seat:
+    """Owns its loop and its engine, and its thread if it was started with one."""
+
+    def __init__(self, loop: OwnLoop, engine: Engine) -> None:
+        self.loop = loop
+        self.engine = engine
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._over = False  # nobody turns the loop any more
+        self._stopped = False
+
+    def start(
+        self, name: str, first: Callable[[], None] = lambda: None, last: Callable[[], None] = lambda: None
+    ) -> None:
+        """Turn the loop in a thread of its own.  ``first`` and ``last`` are called there, around it."""
+        self._thread = threading.Thread(target=self._run, args=(first, last), name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self, first: Callable[[], None], last: Callable[[], None]) -> None:
+        try:
+            self.engine.enter()
+            first()
+            self.loop.run()
+            self._release()
+            last()
+        except BaseException as exc:  # the clients of this loop would wait for ever
+            panic(f"a serving thread cannot go on: {type(exc).__name__}: {exc}")
+
+    def _release(self) -> None:
+        with self._lock:
+            self._over = True
+        self.loop.finish()
+        self.loop.close()
+
+    @property
+    def is_here(self) -> bool:
+        """Is this the loop's thread, or is there none?"""
+        return self._thread is None or threading.current_thread() is self._thread
+
+    def post(self, what: Callable[[], None]) -> None:
+        """Have it done in the loop's thread, soon.  From any thread; does nothing once the loop is closed."""
+        with self._lock:
+            if not self._over:
+                self.loop.call_soon_threadsafe(what)
+
+    def do(self, what: Callable[[], T]) -> T:
+        """Have it done in the loop's thread, and wait for what it returns or raises.
+
+        Without a thread this one is the loop's: whoever turns the loop asks.
+        """
+        if self.is_here:
+            return what()
+        done = threading.Event()
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                results.append(what())
+            except BaseException as exc:
+                errors.append(exc)
+            done.set()
+
+        with self._lock:
+            over = self._over
+            if not over:
+                self.loop.call_soon_threadsafe(call)
+        if over:
+            call()
+        done.wait()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def listen(self, sock: socket.socket) -> None:
+        """Accept on it, by a descriptor of our own."""
+        ours = sock.dup()
+        ours.setblocking(False)  # Python's copy has the timeout of the original, and would wait by itself
+        self.engine.add_listener(LISTENER, ours)
+        self.engine.accept()
+
+    def quiesce(self) -> None:
+        """When this returns nobody here accepts, and our descriptor of the listener is closed."""
+        self.engine.quiesce()
+        self.engine.remove_listener(LISTENER)
+
+    def stop(self) -> None:
+        """Cut everything, have the thread leave."""
+        self._stopped = True
+        self.engine.close()
+        self.loop.stop()
+
+    def drain(self, timeout_s: float) -> None:
+        """Let everybody finish; see the engine's."""
+        if not self._stopped:  # of a client that has just gone
+            self.engine.drain(timeout_s, lambda: None)
+
+    def close(self) -> None:
+        """Wait for the thread, which releases the loop; or release it here.  Not from the loop's own thread."""
+        if self._thread is None:
+            self._release()
+        elif threading.current_thread() is self._thread:
+            raise QuiesceError(
+                "a handler cannot stop the daemon that calls it: its thread would wait for itself"
+            )
+        else:
+            self._thread.join()
