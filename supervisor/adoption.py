@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+import msgspec
+
 from quiesce.shared.errors import ConfigError, ProtocolError
 from quiesce.shared.logs import Log
 from quiesce.shared.messages import Unlisten
@@ -27,6 +29,7 @@ from quiesce.supervisor.settings_state import missing_env, settings_from_json
 from quiesce.supervisor.state_store import StateStore
 from quiesce.supervisor.watching import SILENT, Stopping
 
+_CANNOT_START = "can be started at present"
 MOST_ATTEMPTS = 5
 MOST_IDS = 64  # of releases; the history knows those before
 _ANEW = "the workers that run are left to drain, and the service starts anew"
@@ -175,10 +178,12 @@ class Adoption:
         env = service.settings.service.env
         self._settings = [settings_from_json(item, env) for item in snapshot.settings]
         self._settings[snapshot.in_force] = service.settings
+        self._lacks_env = bool(missing_env(snapshot.settings[snapshot.in_force], env))
+        service.crew.remake = self._remake
         if missing := missing_env(snapshot.settings[snapshot.in_force], env):
             service.notice(
-                f"the configuration cannot be read, so new workers lack {', '.join(missing)} of service.env; "
-                "mend it, and see `quiesce check`"
+                f"no worker {_CANNOT_START}: the configuration cannot be read, and with it "
+                f"{', '.join(missing)} of service.env; mend it, and see `quiesce check`"
             )
 
     def recall(self, start: ColdStart) -> None:
@@ -223,13 +228,31 @@ class Adoption:
 
     def _recipe(self, settings: int, release: Mapping[str, str]) -> Recipe:
         chosen, made_for = self._settings[settings], Release.from_json(release)
+        if self._lacks_env:  # said already
+            return recipe(_plain(chosen), made_for)._replace(
+                broken="the configuration cannot be read", settings=chosen
+            )
         try:
             return recipe(chosen, made_for)
         except ConfigError as exc:
             # The workers that run are not touched by that; new ones cannot be made as they were.
-            why = f"no worker of {made_for.id} can be started at present: {exc}"
+            why = f"no worker of {made_for.id} {_CANNOT_START}: {exc}"
             self._service.notice(why)
-            return recipe(_plain(chosen), made_for)._replace(broken=why)
+            return recipe(_plain(chosen), made_for)._replace(broken=why, settings=chosen)
+
+    def _remake(self, generation: Generation) -> Recipe:
+        """A recipe that was broken, with what can be read now.
+
+        Raises:
+            ConfigError: It still cannot.
+        """
+        settings = generation.recipe.settings
+        if self._lacks_env:
+            env = self._service.loaded.reload().settings.service.env
+            settings = _replaced(settings, env=env)
+        made = recipe(settings, generation.release)
+        self._service.notices = [text for text in self._service.notices if _CANNOT_START not in text]
+        return made
 
     def take_over(self) -> None:
         """Talk to the workers, and do again what was being done."""
@@ -252,7 +275,10 @@ class Adoption:
 
 def _plain(settings: Settings) -> Settings:
     """Without what is looked up outside the configuration."""
-    import msgspec
+    return _replaced(settings, user="", group="", control_group="", env_files=())
 
-    service = msgspec.structs.replace(settings.service, user="", group="", env_files=())
-    return msgspec.structs.replace(settings, service=service)
+
+def _replaced(settings: Settings, **service: object) -> Settings:
+    """The same with other keys of [service]."""
+    changed = msgspec.structs.replace(settings.service, **service)
+    return msgspec.structs.replace(settings, service=changed)

@@ -124,7 +124,13 @@ def _scale(parser: argparse.ArgumentParser) -> None:
 
 
 def _what(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="WHAT", help="a worker id (r42/1), a release id (r42), or all")
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        nargs="?",
+        default="all",
+        help="a worker id (r42/1), a release id (r42), or all",
+    )
 
 
 def _stop(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ class ColdStart:
         """``watch``: who waits; told once, when a release serves or none does."""
         self._service = service
         self._outer = watch
+        self.failed: Ended | None = None  # what was meant to serve, if something else does
 
     def begin(self) -> None:
         """Start.
@@ -69,6 +70,7 @@ class ColdStart:
             if ended.code == 0 or not service.candidates or service.stopping is not Stopping.NO:
                 self._outer.decided(ended)
                 return
+            self.failed = self.failed or ended
             rest = service.candidates[0]
             service.notice(f"{ended.text}; serving the last good release {rest.id} ({rest.path}) instead")
             if ended.detail:

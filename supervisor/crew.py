@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from quiesce.shared.channel import Channel, make_pair
 from quiesce.shared.deadlines import Timer
-from quiesce.shared.errors import SpawnError
+from quiesce.shared.errors import ConfigError, SpawnError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import COUNTERS, SLOTS, Field, Scoreboard
 from quiesce.supervisor import fdnames
@@ -110,6 +110,9 @@ class Crew:
         store.put(fdnames.SCOREBOARD, self.scoreboard.fd)
         self.generations: list[Generation] = []
         self.buried = dict.fromkeys(COUNTERS, 0)  # counters of generations that are gone
+        self.remake: Callable[[Generation], Recipe] = lambda generation: (
+            generation.recipe
+        )  # a broken one, anew
         self.next_number: dict[str, int] = {}  # by release: a worker's name is never used twice
         self._spawner = Spawner()
         self._on_change = on_change
@@ -132,7 +135,7 @@ class Crew:
             SpawnError: No process, descriptor or slot could be had.
         """
         if generation.recipe.broken:
-            raise SpawnError(generation.recipe.broken)
+            self._mend(generation)
         if not self._free:
             raise SpawnError(f"all {SLOTS} places for workers are taken; wait until old ones have drained")
         number = self.next_number.get(generation.release.id, 1)
@@ -170,6 +173,20 @@ class Crew:
         self.save()
         self.log.debug("worker spawned", worker=worker.id, pid=worker.pid, python=release.python)
         return worker
+
+    def _mend(self, generation: Generation) -> None:
+        """Something was missing when it was adopted: perhaps it is there by now.
+
+        Raises:
+            SpawnError: It is not.
+        """
+        try:
+            generation.recipe = self.remake(generation)
+        except ConfigError as exc:
+            raise SpawnError(
+                f"no worker of {generation.release.id} can be started at present: {exc}"
+            ) from exc
+        self.log.info("workers can be started again", release=generation.release.id)
 
     def _add(self, generation: Generation, worker: Worker) -> Worker:
         worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)

@@ -63,6 +63,7 @@ from quiesce.supervisor.watching import SILENT, Ended, Stopping, Watch
 STOP_NEWS_S = 1.0
 BEAT_S = 1.0
 LAST_WORDS_S = 1.0
+LINGER_S = 5.0  # after a take-over: for commands that have lost their supervisor and look for the next one
 EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
 MOST_PIPES = 2048
 
@@ -111,6 +112,8 @@ def serve(loaded: Loaded | Unreadable, places: Places | None, *, mode: Mode, rep
         return told.failed(Exit.BUSY, exc)
     except QuiesceError as exc:
         manager.say_failed(exc)
+        if mode is Mode.BACKGROUND and not legacy.goes_on:
+            Log(2).error("start failed", why=str(exc))  # who asked may not have listened (cron)
         if legacy.goes_on:  # nobody waits for an answer, and the manager only sees a status
             Log(2).error("cannot go on from the last supervisor", why=str(exc))
             return told.failed(Exit.DOWN, exc)
@@ -171,6 +174,7 @@ class _Supervisor:
         self._manager = manager
         self._snapshot = legacy.snapshot if legacy.goes_on else None
         self._problem = legacy.problem
+        self._in_place = legacy.in_place
         self._code = int(Exit.OK)
         self._accepts = False
         self._ended = False
@@ -179,6 +183,7 @@ class _Supervisor:
         raise_file_limit()
         self.loop = Loop()
         self._undo.append(self.loop.close)
+        self._linger_until = self.loop.now() + LINGER_S
         self._notifier = Notifier(manager.notify_socket, self.loop)
         self._undo.append(self._notifier.close)
         self._logfile = self._open_log(loaded, legacy)
@@ -402,6 +407,7 @@ class _Supervisor:
             pid=os.getpid(),
             workers=workers,
             after_version=snapshot.version,
+            how="reexec" if self._in_place else "take-over",
         )
         self._store.measure(_most_kept(self.service.settings), self._measured)
         self._memory.attempts = snapshot.attempts
@@ -440,7 +446,7 @@ class _Supervisor:
         """The first release serves, or none does."""
         if ended.code == Exit.OK:
             # Told first: who takes over in between tells it again, which is better than never.
-            self._tell_start(StartReport(int(Exit.OK), ended.text, data=self._banner()))
+            self._tell_start(self._started(ended))
             self._begin_to_accept()
             return
         self._notifier.errno(errno.EIO, ended.text)
@@ -448,6 +454,14 @@ class _Supervisor:
         if self.service.stopping is Stopping.NO:  # else somebody stopped us: that is no failure
             self._code = ended.code
             self.service.stop(now=True)
+
+    def _started(self, ended: Ended) -> StartReport:
+        """It serves; but to a script that deploys by `start`, another release than it asked for is a failure."""
+        failed = self._cold_start.failed
+        if failed is None or self._mode is not Mode.BACKGROUND:
+            return StartReport(int(Exit.OK), ended.text, data=self._banner())
+        text = f"{failed.text}; instead {ended.text}"
+        return StartReport(int(Exit.FAILED), text, failed.detail, self._banner())
 
     def _begin_to_accept(self) -> None:
         self._accepts = True
@@ -549,6 +563,13 @@ class _Supervisor:
     def _gone(self) -> None:
         """The last worker is reaped."""
         if self._ended:
+            return
+        if (
+            self._snapshot is not None
+            and self.operations.expects_more()
+            and self.loop.now() < self._linger_until
+        ):
+            self.loop.call_at(self.loop.now() + 0.05, self._gone)
             return
         self._ended = True
         self._memory.save()

@@ -104,12 +104,17 @@ class Operations:
                 self._service.save()
         try:
             handler(args, reply)
-        except Busy as exc:
-            reply.result(Exit.BUSY, str(exc))
-        except ConfigError as exc:
-            reply.result(Exit.USAGE, str(exc))
         except QuiesceError as exc:
-            reply.result(Exit.DOWN, str(exc))
+            code = (
+                Exit.BUSY
+                if isinstance(exc, Busy)
+                else Exit.USAGE
+                if isinstance(exc, ConfigError)
+                else Exit.DOWN
+            )
+            if command not in PLAIN:
+                self._service.log.warning(f"command {command} refused", why=str(exc))
+            reply.result(code, str(exc))
         except Exception as exc:
             # Answered, so not raised: a client must not be able to end the supervisor by asking often.
             text = "".join(traceback.format_exception(exc))
@@ -117,6 +122,8 @@ class Operations:
             reply.result(
                 Exit.DOWN, f"a bug in quiesce: {exc!r}; what served still serves; the log has the traceback"
             )
+        finally:
+            self._request, self._again = "", False  # a signal that means a command is nobody's request
 
     # -- requests that come again ---------------------------------------------------------
 
@@ -264,8 +271,10 @@ class Operations:
             staying = [worker for worker in workers if worker.state not in GOING]
             there = WorkerState.PROVEN if service.upkeep.held else WorkerState.ACCEPTING
             quiet = (WorkerState.QUIESCED,)
-            return bool(lost) or (
-                len(staying) == wanted and all(w.state is there or w.state in quiet for w in staying)
+            return (
+                bool(lost)
+                or bool(service.upkeep.cannot_spawn)
+                or (len(staying) == wanted and all(w.state is there or w.state in quiet for w in staying))
             )
 
         def answer() -> None:
@@ -275,6 +284,8 @@ class Operations:
                 reply.result(
                     Exit.DOWN, f"less than {wanted} workers serve: {lost[0].failure}", lost[0].detail
                 )
+            elif service.upkeep.cannot_spawn:
+                reply.result(Exit.DOWN, f"less than {wanted} workers serve: {service.upkeep.cannot_spawn}")
             elif service.upkeep.wanted != wanted:
                 reply.result(Exit.BUSY, f"another command wants {service.upkeep.wanted} workers now")
             else:
@@ -320,6 +331,8 @@ class Operations:
         self._service.refuse_if_busy()
         what, workers = self._chosen(args)
         if what == "all":
+            # Also those that an upgrade has brought meanwhile, who wait for the order to accept.
+            workers += [w for w in self._service.serving or () if w.state is WorkerState.PROVEN]
             self._service.upkeep.readmit()
         for worker in workers:
             worker.ask(WorkerEvent.RESUME_ASKED)
@@ -353,6 +366,13 @@ class Operations:
         """Progress for those who wait for the end."""
         for reply in self._stop_replies:
             reply.progress(f"stopping: waiting for {self._service.waiting_for()}")
+
+    def expects_more(self) -> bool:
+        """Has a `stop` that was asked of the last supervisor not come back for its answer yet?"""
+        open_ones = [
+            known for known in self._ledger.to_state() if known.command == "stop" and known.code is None
+        ]
+        return len(open_ones) > len(self._stop_replies)
 
     def stopped(self) -> None:
         """Everything has drained: the last answers."""

@@ -327,6 +327,8 @@ class Service:
             self.log.info(f"{run.plan.command} aborted", release=run.release.id, reason=outcome.reason)
         else:
             self.log.error(f"{run.plan.command} failed", release=run.release.id, reason=outcome.reason)
+        if run.plan.command == "start" and self.candidates:
+            return Ended(3, f"{run.release.id} failed: {outcome.reason}", outcome.detail)
         serves = run.old is not None and (run.old.accepting() > 0 or self.upkeep.held)
         if not serves:
             return Ended(3, f"{run.release.id} failed and nothing serves: {outcome.reason}", outcome.detail)

@@ -192,7 +192,7 @@ def service_text(plan: Plan) -> str:
         user=plan.user,
         group="".join(f"{line}\n" for line in plan.group),
         nofile=plan.nofile,
-        writable="".join(f"ReadWritePaths={path}\n" for path in plan.writable),
+        writable="".join(f"ReadWritePaths={_optional(path)}\n" for path in plan.writable),
         home=plan.protect_home,
     )
 
@@ -345,7 +345,8 @@ def _socket(item: Listen, base: str, name: str, config: str, *, first: bool) -> 
         options.append("BindIPv6Only=ipv6-only")
     if listen.startswith("/"):
         options += [f"SocketUser={item.owner}"] if item.owner else []
-        options += [f"SocketGroup={item.group}"] if item.group else []
+        options += [] if item.group else ["# Who may connect: the group of the proxy in front."]
+        options.append(f"SocketGroup={item.group or 'www-data'}")
         options.append(f"SocketMode={item.mode or '0660'}")
     return SocketUnit(listener, unit, listen, head, note, tuple(options), item.backlog)
 
@@ -355,6 +356,11 @@ def _guess(listener: str, name: str) -> str:
     if name == DEFAULT_NAME and listener in ("http", "https"):
         return "80" if listener == "http" else "443"
     return f"/run/quiesce-{name}.sock" if listener == "http" else f"/run/quiesce-{name}@{listener}.sock"
+
+
+def _optional(word: str) -> str:
+    """A path that may be missing: the dash stands inside the quotes.  systemd.exec(5) ReadWritePaths=."""
+    return f'"-{word[1:]}' if word.startswith('"') else f"-{word}"
 
 
 def _writable(settings: Settings) -> tuple[str, ...]:
@@ -401,6 +407,15 @@ def notes_on(settings: Settings, plan: Plan, config: str, quiesce: str) -> list[
         notes.append(
             "the service runs as the user quiesce: make it with `useradd --system quiesce` if there is none, "
             "and let it read the release and the configuration"
+        )
+    if settings.service.control_group:
+        notes.append(
+            f"the group {settings.service.control_group} must exist, or the service does not start (216/GROUP)"
+        )
+    if plan.writable:
+        notes.append(
+            f"{' '.join(plan.writable)} must be there and belong to the service's user; under systemd the journal "
+            "can have the log instead (leave out log.file)"
         )
     if plan.protect_home != "yes":
         notes.append(

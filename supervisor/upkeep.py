@@ -42,6 +42,7 @@ class Upkeep:
     def __init__(self, crew: Crew, owner: Owner, wanted: int) -> None:
         self.wanted = wanted
         self.held = False  # `quiesce all`
+        self.cannot_spawn = ""  # why the last attempt made no process
         self._crew = crew
         self._loop = crew.loop
         self._log = crew.log
@@ -100,7 +101,9 @@ class Upkeep:
         for _ in range(min(plan.spawn, SPAWNS_A_TURN)):
             try:
                 self._crew.spawn(generation)
+                self.cannot_spawn = ""
             except SpawnError as exc:
+                self.cannot_spawn = str(exc)
                 self._log.error("cannot spawn", release=generation.release.id, error=str(exc))
                 plan = plan._replace(wake_at=now + SPAWN_AGAIN_S)
                 break

@@ -117,7 +117,7 @@ def test_each_listener_gets_a_socket_unit_and_a_word_about_its_address(asked: As
     ]
     assert keys(text, "BindIPv6Only") == ["ipv6-only"]
     assert keys(text, "Backlog") == ["65535", "7", "65535", "65535"]
-    assert keys(text, "SocketMode") == ["0660", "0660"] and keys(text, "SocketGroup") == ["adm"]
+    assert keys(text, "SocketMode") == ["0660", "0660"] and keys(text, "SocketGroup") == ["adm", "www-data"]
     assert 'write address = "fd://http" for 0.0.0.0:8080' in asked.notes
     assert "fd://metrics" not in asked.notes
 
@@ -135,9 +135,9 @@ def test_user_group_and_control_group(asked: Asked) -> None:
 def test_what_lies_in_a_home_or_is_written_elsewhere_is_let_in(asked: Asked) -> None:
     text = asked(PLAIN.replace("/srv", "/home/shop") + FD + '[log]\nfile = "/var/log/shop/a b.log"\n')
     assert keys(text, "ProtectHome") == ["read-only"] and "home" in asked.notes
-    assert keys(text, "ReadWritePaths") == ["/var/log/shop"]
+    assert keys(text, "ReadWritePaths") == ["-/var/log/shop"]
     spaced = asked(PLAIN + FD + '[log]\nfile = "/var/log/my shop/x"\n')
-    assert keys(spaced, "ReadWritePaths") == ['"/var/log/my shop"']
+    assert keys(spaced, "ReadWritePaths") == ['"-/var/log/my shop"']
     own = asked(PLAIN + FD + '[log]\nfile = "/var/lib/quiesce/shop/x"\n')
     assert keys(own, "ReadWritePaths") == []
 
