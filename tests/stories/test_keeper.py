@@ -92,6 +92,9 @@ def test_how_a_start_fails_is_passed_on(tmp_path: Path, notes: Notes, port: Port
                 refused = instance.start()
                 assert refused is not None and refused.code == 3, refused
                 assert str(taken.getsockname()[1]) in refused.text
+                if mode == "start":  # whoever asked may not have listened: cron closes everything
+                    instance.expect("start failed")
+                    assert str(taken.getsockname()[1]) in instance.log_text()
     for mode in ("run", "start"):
         with prepared(tmp_path / f"bad-{mode}", bad, binds=[port.address], mode=mode) as instance:
             instance.expect(".*")
