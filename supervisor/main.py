@@ -252,7 +252,7 @@ class _Supervisor:
         if self._snapshot is not None:
             self._changes.recall(self._snapshot)
         self._keeper = self._watch_keeper()
-        self._reexec = self._make_reexec(legacy)
+        self._reexec = self._make_reexec()
         commands = SignalCommands(self.service, self._changes.reopen, self._reexec.reexec, self._on_stop)
         self._signals = Signals(self.loop, commands.actions())
         self._undo.append(self._signals.close)
@@ -291,8 +291,7 @@ class _Supervisor:
         said = dict(self._manager.environment)
         return {**said, **self._keeper.environment()} if self._keeper is not None else said
 
-    def _make_reexec(self, legacy: Inheritance) -> Reexec:
-        came_by_it = self._snapshot is not None and legacy.in_place
+    def _make_reexec(self) -> Reexec:
         return Reexec(
             self.service,
             self.operations,
@@ -301,7 +300,7 @@ class _Supervisor:
             self._sockets,
             self._manager_says,
             lambda: self._notifier.reloading("replacing the supervisor's code"),
-            self._snapshot.reexec_from if came_by_it and self._snapshot else "",
+            self._snapshot.reexec_from if self._snapshot is not None and self._in_place else "",
         )
 
     def _open_log(self, loaded: Loaded, legacy: Inheritance) -> LogFile:

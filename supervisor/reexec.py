@@ -24,6 +24,7 @@ from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.memory import Memory
 from quiesce.supervisor.operations import Args, Operations, Reply
 from quiesce.supervisor.service import Service
+from quiesce.supervisor.signals import reset_in_child
 from quiesce.supervisor.watching import Busy
 
 PATIENCE_S = 30.0  # for the new code's imports
@@ -218,10 +219,7 @@ def _verdict(text: str) -> dict[str, Any] | None:
 def _become(command: Sequence[str], state: int, writing: int) -> None:
     """In the child; never returns."""
     try:
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
-            if number not in (signal.SIGKILL, signal.SIGSTOP):
-                signal.signal(number, signal.SIG_DFL)
+        reset_in_child()
         os.setsid()
         os.dup2(writing, 1)
         os.dup2(writing, 2)

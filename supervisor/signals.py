@@ -48,5 +48,13 @@ class Signals:
         self._write.close()
 
 
+def reset_in_child() -> None:
+    """In a forked child, all signals blocked: as after a plain exec, and nothing goes into *our* wakeup socket."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _nothing(_number: int, _frame: object) -> None:
     """Only so that the signal neither kills nor is ignored; the wakeup descriptor says it all."""

@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from quiesce.shared.errors import SpawnError
 from quiesce.shared.exitcodes import WorkerExit
+from quiesce.supervisor.signals import reset_in_child
 
 _PR_SET_NO_NEW_PRIVS = 38
 _OOM_SCORE_ADJ = "/proc/self/oom_score_adj"
@@ -104,10 +105,7 @@ class Spawner:
 
     def _child(self, spec: Spec, argv: list[str]) -> NoReturn:
         try:
-            signal.set_wakeup_fd(-1)
-            for number in signal.valid_signals():
-                if number not in (signal.SIGKILL, signal.SIGSTOP):
-                    signal.signal(number, signal.SIG_DFL)
+            reset_in_child()
             os.setsid()  # only the foreground process hears the terminal
             null = os.open("/dev/null", os.O_RDONLY)
             os.dup2(null, 0)

@@ -7,38 +7,25 @@ test_systemd_sandbox.py, those of dying processes in test_systemd_crash.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from load import LoadClient, Report, busy, fresh, post
+from harness.verdict import assert_all_well
+from load import LoadClient, busy, fresh, post
+from sdbox.fixtures import host, instance
 from sdbox.installation import INTERPRETER, QUIESCE
-from sdbox.service import DROP_INS, IMAGES, UNITS, Host, Instance, add_instance, booted, machine, prepared
+from sdbox.service import DROP_INS, IMAGES, UNITS, Host, Instance, add_instance, machine, prepared
+
+__all__ = ["host", "instance"]  # pytest finds fixtures by name
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module", params=IMAGES)
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    with booted(request.param) as host:
-        yield host
-
-
-@pytest.fixture
-def instance(host: Host, request: pytest.FixtureRequest) -> Iterator[Instance]:
-    with prepared(host, request.function.__name__.removeprefix("test_")[:30]) as instance:
-        yield instance
-
-
-def assert_clean(report: Report) -> None:
-    assert not report.failures(), report.explain()
 
 
 def test_start_blocks_until_it_serves_and_status_says_what(instance: Instance) -> None:
     instance.start()
     # At once: `start` has returned, so the application answers.
     with LoadClient(instance.target, fresh(2), busy(1), max_answers=50) as load:
-        assert_clean(load.wait_report())
+        assert_all_well(load.wait_report())
     shown = instance.shown("ActiveState", "StatusText", "NRestarts")
     assert shown["ActiveState"] == "active" and shown["NRestarts"] == "0", shown
     assert "r1" in shown["StatusText"], shown
@@ -77,7 +64,7 @@ def test_the_first_connection_starts_the_service(instance: Instance) -> None:
     assert code == 0, said
     assert instance.shown("ActiveState")["ActiveState"] == "inactive"
     with LoadClient(instance.target, fresh(2), max_answers=10) as load:
-        assert_clean(load.wait_report())
+        assert_all_well(load.wait_report())
     assert instance.shown("ActiveState")["ActiveState"] == "active"
 
 
@@ -91,7 +78,7 @@ def test_reload_under_load_to_a_new_release(instance: Instance) -> None:
         assert code == 0, said
         load.wait_answers(50)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert report.fresh[-1].release == "b" and report.fresh[0].release == "a"
     assert report.stale_answers(returned, report.ended, "b") == []
     assert not report.judge_tokens(instance.notes.tokens)
@@ -108,7 +95,7 @@ def test_reload_of_a_broken_release_fails_and_the_old_one_serves(instance: Insta
         assert "Traceback" in said, said  # the journal says why
         load.wait_answers(50)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert report.fresh[-1].release == "a"
     assert instance.shown("ActiveState")["ActiveState"] == "active"
     assert instance.workers() == workers
@@ -164,7 +151,7 @@ def test_a_restart_loses_no_connection(instance: Instance) -> None:
         code, said = instance.ctl("restart")
         assert code == 0, said
         load.wait_answers(20)
-        assert_clean(load.stop())
+        assert_all_well(load.stop())
 
 
 def test_a_mistake_in_the_configuration_is_not_tried_again(instance: Instance) -> None:
@@ -187,7 +174,7 @@ def test_a_broken_application_is_tried_again_until_it_is_mended(instance: Instan
         ):  # the usual limit is 5
             assert shown["ActiveState"] != "failed", shown
         instance.deploy("a")
-        assert_clean(load.wait_report())
+        assert_all_well(load.wait_report())
     assert instance.shown("ActiveState")["ActiveState"] == "active"
 
 
@@ -215,7 +202,7 @@ def test_generated_units_serve_and_reload(host: Host) -> None:
             code, said = instance.ctl("reload")
             assert code == 0, said
             load.wait_answers(50)
-            assert_clean(load.stop())
+            assert_all_well(load.stop())
         with LoadClient(f"unix:{host.box.root}/run/quiesce-made@admin.sock", fresh(1), max_answers=5) as load:
             assert set(load.wait_report().releases) == {"b"}
         assert instance.status()["crash_safe"] is True
@@ -245,7 +232,7 @@ def test_notify_reload_where_systemd_has_it(host: Host, instance: Instance) -> N
         assert code == 0, said
         load.wait_answers(20)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert report.stale_answers(returned, report.ended, "b") == []
 
 
@@ -329,6 +316,6 @@ def test_a_reboot_after_a_rollback_serves_the_good_release(image: str) -> None:
             instance.start()
             with LoadClient(instance.target, fresh(2), max_answers=20) as load:
                 report = load.wait_report()
-            assert_clean(report)
+            assert_all_well(report)
             assert set(report.releases) == {"a"}
             assert "rolled back" in "\n".join(instance.messages())  # and it is said

@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from apps.releases import Behaviour
-from load import LoadClient, Report, busy, fresh, idle
-from sdbox.service import IMAGES, Host, Instance, booted, prepared, wait_gone
+from harness.verdict import assert_all_well
+from load import LoadClient, busy, fresh, idle
+from sdbox.fixtures import host, instance
+from sdbox.service import Instance, wait_gone
+
+__all__ = ["host", "instance"]  # pytest finds fixtures by name
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -22,22 +26,6 @@ FULL = os.environ.get("QUIESCE_SOAK") == "full"
 KILLS = 20 if FULL else 3
 LINE_BYTES = 1024
 WAIT_S = 60.0
-
-
-@pytest.fixture(scope="module", params=IMAGES)
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    with booted(request.param) as host:
-        yield host
-
-
-@pytest.fixture
-def instance(host: Host, request: pytest.FixtureRequest) -> Iterator[Instance]:
-    with prepared(host, request.function.__name__.removeprefix("test_")[:30]) as instance:
-        yield instance
-
-
-def assert_clean(report: Report) -> None:
-    assert not report.failures(), report.explain()
 
 
 def wait_until(fact: Callable[[], bool], what: str) -> None:
@@ -84,7 +72,7 @@ def test_the_supervisor_is_killed_again_and_again(instance: Instance) -> None:
             assert instance.workers() == workers
         load.wait_answers(200)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert report.idle_closed == 0
     kept = report.connects - len(report.fresh)
     assert kept == 6, f"{kept} connections for 6 clients that keep theirs"
@@ -109,7 +97,7 @@ def test_the_supervisor_hangs_and_the_watchdog_ends_it(instance: Instance) -> No
         kill(instance, "STOP")
         load.wait_answers(50)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert "Watchdog timeout" in "\n".join(instance.messages())
     assert instance.workers() == workers
 
@@ -127,7 +115,7 @@ def test_the_supervisor_is_killed_while_a_release_bakes(instance: Instance) -> N
         wait_until(lambda: instance.rollout() == "idle", "the end of the rollout")
         load.wait_answers(50)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     code, said = instance.quiesce("history")
     assert code == 0, said
     assert report.fresh[-1].release == "b", said
@@ -166,7 +154,7 @@ def test_systemd_itself_is_replaced(instance: Instance) -> None:
         kill(instance)
         load.wait_answers(50)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert instance.workers() == workers
     assert_crash_safe(instance)
 
@@ -186,7 +174,7 @@ def test_a_manager_without_a_store_is_said_and_clients_wait(instance: Instance) 
         for pid in old:
             wait_gone(instance.host, pid)
         report = load.stop()
-    assert_clean(
+    assert_all_well(
         report
     )  # they drained what they had; who connected meanwhile waited in the socket unit's queue
 
@@ -223,6 +211,6 @@ def test_killed_in_the_middle_of_a_reload(instance: Instance) -> None:
         wait_until(lambda: instance.rollout() == "idle", "the end of the rollout")
         load.wait_answers(50)
         report = load.stop()
-    assert_clean(report)
+    assert_all_well(report)
     assert instance.shown("ActiveState")["ActiveState"] == "active"
     assert "Watchdog timeout" not in "\n".join(instance.messages())

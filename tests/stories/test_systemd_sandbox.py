@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from load import LoadClient, fresh
+from sdbox.fixtures import host, instance
 from sdbox.installation import INTERPRETER, ROOT, make_environment, site_packages
-from sdbox.service import DROP_INS, IMAGES, Host, Instance, ask, booted, prepared
+from sdbox.service import DROP_INS, Host, Instance, ask
+
+__all__ = ["host", "instance"]  # pytest finds fixtures by name
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -24,18 +26,6 @@ SCORES = {
     "port-below-1024": 1.5,
     "root-with-user": 2.4,
 }
-
-
-@pytest.fixture(scope="module", params=IMAGES)
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    with booted(request.param) as host:
-        yield host
-
-
-@pytest.fixture
-def instance(host: Host, request: pytest.FixtureRequest) -> Iterator[Instance]:
-    with prepared(host, request.function.__name__.removeprefix("test_")[:30]) as instance:
-        yield instance
 
 
 def drop_in(name: str) -> str:
