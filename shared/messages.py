@@ -7,13 +7,16 @@ are dropped and unknown messages are skipped by whoever does not know them.
 
 Plain named tuples, because a worker pays for every import: ``dataclasses`` alone would
 cost it more than the rest of this module.  Tell them apart by type and by nothing else:
-``Accept() == Quiesce()``, and both are false.
+``Accept() == Resume()``, and both are false.
 """
 
 from typing import Any, NamedTuple
 
 PROTOCOL = 1  # raised when a message changes its meaning
 OLDEST_PROTOCOL = 1  # the oldest that we still understand: N and N-1
+
+LANE_VERSION = 2  # the newest record of a connection (worker/core/lane_record.py) that we write and read
+OLDEST_LANE_VERSION = 1  # rollback means that N-1 reads what N wrote
 
 MAX_DETAIL_BYTES = 16 * 1024  # of a traceback that travels in `failed`, as it stands in the packet
 MAX_REASON_BYTES = 4 * 1024  # likewise, of the sentence
@@ -35,6 +38,7 @@ class Hello(NamedTuple):
     state: str = "starting"  # starting ready accepting quiesced draining drained
     interface: str = ""  # what was found, as in `ready`; empty before that
     threads: int = 0  # in force, as in `ready`; 0 before that
+    lane_version: int = 0  # newest record of a connection that it reads; 0: it knows no lanes
 
 
 class Ready(NamedTuple):
@@ -63,6 +67,16 @@ class Drained(NamedTuple):
     """Nothing is open any more; ``shutdown`` would lose nothing."""
 
     cut: int = 0  # connections that had to be ended at the drain deadline
+
+
+class HandedOver(NamedTuple):
+    """After ``quiesce`` or ``drain`` with a lane: each connection that could move by then has moved.
+
+    Said once for each of those orders, without a lane at once.  Busy ones follow when they fall idle.
+    """
+
+    moved: int = 0  # since the order
+    left: int = 0  # connections that are still here
 
 
 class Failed(NamedTuple):
@@ -140,12 +154,40 @@ class Accept(NamedTuple):
     """Start accepting on every listener."""
 
 
+class UseLane(NamedTuple):
+    """One descriptor for each name, in order: ends to read live connections from, as from a listener.
+
+    The worker owns its copies, and closes one when its end has come (EOF): the supervisor shuts a lane down
+    for writing when nobody is to use it any more, and what was sent before that is still read.  One of a name that the
+    worker has already takes its place.  A worker reads each lane that it holds, but for the one that it hands over to.
+    """
+
+    names: list[str]  # of a lane: its release, "r42"
+
+
 class Quiesce(NamedTuple):
-    """Stop accepting; keep everything else."""
+    """Stop accepting.  With a lane: hand over to it what is idle, and what becomes so; without one keep everything.
+
+    A lane brings two descriptors: its write end, and its read end, of which the writer only asks how many
+    descriptors lie in it (``scm_fds`` in /proc/self/fdinfo).  Both become the worker's.
+    """
+
+    lane: str = ""  # name, as in `lane`
+    lane_version: int = 0  # write records of this version: the oldest among the lane's readers
+    readers: int = 0  # how many there are, so that none gets more than its share
+
+
+class Shed(NamedTuple):
+    """Hand over so many idle connections at once, at most; nothing else changes and nothing is answered."""
+
+    count: int
+    lane: str = ""  # and its two descriptors, as with `quiesce`
+    lane_version: int = 0
+    readers: int = 0
 
 
 class Resume(NamedTuple):
-    """Undo ``quiesce`` (and a drain that has not finished)."""
+    """Undo ``quiesce`` (and a drain that has not finished).  Nothing is handed over any more."""
 
 
 class Drain(NamedTuple):
@@ -153,6 +195,9 @@ class Drain(NamedTuple):
     ``drained`` answers the last."""
 
     timeout_s: float  # from now on: who repeats it says what remains
+    lane: str = ""  # as with `quiesce`; without one nothing is handed over any more
+    lane_version: int = 0
+    readers: int = 0
 
 
 class Shutdown(NamedTuple):
@@ -166,9 +211,9 @@ class Unknown(NamedTuple):
 
 
 Message = (
-    Hello | Ready | Accepting | Quiesced | Resumed | Drained | Failed
-    | Identify | Configure | Listen | Unlisten | UseScoreboard | UseLog | Probe
-    | Accept | Quiesce | Resume | Drain | Shutdown | Unknown
+    Hello | Ready | Accepting | Quiesced | Resumed | HandedOver | Drained | Failed
+    | Identify | Configure | Listen | Unlisten | UseScoreboard | UseLog | UseLane | Probe
+    | Accept | Quiesce | Shed | Resume | Drain | Shutdown | Unknown
 )  # fmt: skip
 
 # The word on the wire.  A table and not the class's name: a class may be renamed, a word may not.
@@ -178,6 +223,7 @@ WORDS: dict[str, type[Any]] = {
     "accepting": Accepting,
     "quiesced": Quiesced,
     "resumed": Resumed,
+    "handed-over": HandedOver,
     "drained": Drained,
     "failed": Failed,
     "identify": Identify,
@@ -186,9 +232,11 @@ WORDS: dict[str, type[Any]] = {
     "unlisten": Unlisten,
     "scoreboard": UseScoreboard,
     "log": UseLog,
+    "lane": UseLane,
     "probe": Probe,
     "accept": Accept,
     "quiesce": Quiesce,
+    "shed": Shed,
     "resume": Resume,
     "drain": Drain,
     "shutdown": Shutdown,
@@ -204,6 +252,8 @@ def descriptors(message: Message) -> int | None:
     """How many descriptors this message brings; None if it is not for us to say."""
     if isinstance(message, Unknown):
         return None
-    if isinstance(message, Listen):
+    if isinstance(message, (Listen, UseLane)):
         return len(message.names)
+    if isinstance(message, (Quiesce, Drain, Shed)):
+        return 2 if message.lane else 0
     return 1 if isinstance(message, _ONE_DESCRIPTOR) else 0

@@ -52,6 +52,13 @@ class Field(IntEnum):
     HANDED_OUT = 17
     HANDED_IN = 18
     OLDEST_REQUEST_NS = 19  # the oldest request that runs in the thread pool began then; 0 = none
+    ACCEPTING = 20  # 1: it takes connections, so it counts for the mean of those that do
+    # What cannot be handed over, by its reason, while the worker quiesces or drains
+    CONN_TLS = 21
+    CONN_UPGRADED = 22
+    CONN_BODY = 23  # half-read bodies
+    CONN_CLOSING = 24  # its last answer is said, or was
+    CONN_SUSPENDED = 25
 
 
 COUNTERS = (
