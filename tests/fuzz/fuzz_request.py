@@ -1,7 +1,7 @@
 """Any bytes at all, sent to a connection: it answers in HTTP, says the same however they are cut, and never breaks.
 
-    python tests/fuzz/fuzz_request.py [tests/fuzz/corpus] [libFuzzer's options]     where atheris is installed
-    python tests/fuzz/fuzz_request.py [--seed N] [--count N]                        everywhere: mutations of the corpus
+    python tests/fuzz/fuzz_request.py [--seed N] [--count N]                  mutations of the corpus
+    python tests/fuzz/fuzz_request.py tests/fuzz/corpus [libFuzzer's options]   led by coverage, with atheris
 
 What a run finds goes into ``corpus/`` as a file, under the name of what was wrong.
 """
@@ -190,15 +190,15 @@ def _try(data: bytes) -> None:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    try:
-        import atheris
-    except ImportError:
-        options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    if not arguments or options.keys() & {"--seed", "--count"}:
         seed = int(options.get("--seed", random.randrange(1 << 32)))
         count = int(options.get("--count", 20_000))
-        print(f"no atheris here: {count} mutations of the corpus, --seed {seed}")
+        print(f"{count} mutations of the corpus, --seed {seed}")
         run(seed, count)
         return
+    import atheris
+
     atheris.instrument_all()
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()

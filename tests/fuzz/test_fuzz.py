@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,23 @@ def test_a_few_mutations() -> None:
 
 @pytest.mark.slow
 def test_more_of_them_as_a_program() -> None:
-    program = Path(fuzz_request.__file__)
-    run = subprocess.run(
-        [sys.executable, program, "--seed", "2", "--count", "2000"],
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    run = _program("--seed", "2", "--count", "2000")
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+def test_coverage_leads_further(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris has wheels for x86-64 and Python 3.11 to 3.13 only")
+    corpus = tmp_path / "corpus"  # it writes what is new into it
+    shutil.copytree(fuzz_request.CORPUS, corpus)
+    run = _program(str(corpus), "-runs=1500", "-max_len=2000", f"-artifact_prefix={tmp_path}/")
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "Done 1500 runs" in run.stderr
+
+
+def _program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(fuzz_request.__file__)
+    return subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, timeout=115)
 
 
 def test_a_target_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
