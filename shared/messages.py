@@ -180,7 +180,7 @@ class Quiesce(NamedTuple):
 class Shed(NamedTuple):
     """Hand over so many idle connections at once, at most; nothing else changes and nothing is answered."""
 
-    count: int
+    most: int
     lane: str = ""  # and its two descriptors, as with `quiesce`
     lane_version: int = 0
     readers: int = 0

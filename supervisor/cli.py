@@ -216,14 +216,41 @@ def _watch(args: Namespace, console: Console, timeout_s: float) -> int:
 
 
 def _history(args: Namespace, console: Console) -> int:
-    from quiesce.supervisor.control_client import QUICK_TIMEOUT_S
+    from quiesce.supervisor.control_client import QUICK_TIMEOUT_S, NoInstance
 
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit wants a number from 1, not {args.limit}")
-    result = _ask(args, console, {"limit": args.limit}, QUICK_TIMEOUT_S)
+    try:
+        result = _ask(args, console, {"limit": args.limit}, QUICK_TIMEOUT_S)
+    except NoInstance as exc:
+        return _history_of_stopped(args, console, exc)
     if result.code != Exit.OK or console.as_json:
         return console.result("history", result.code, result.text, result.detail, result.data)
     console.out(render.history(result.data.get("entries", []), console.width()))
+    return int(Exit.OK)
+
+
+def _history_of_stopped(args: Namespace, console: Console, none_runs: ControlError) -> int:
+    """Of an instance that is named and does not run: what lies on disk is what it would say.
+
+    Raises:
+        ControlError: ``none_runs``, if there is nothing on disk either, or nobody has said whose is meant.
+    """
+    from quiesce.supervisor.history import History
+    from quiesce.supervisor.places import resolve_places
+
+    name = getattr(args, "name", None)
+    runtime_dir = getattr(args, "runtime_dir", None)
+    entries: list[dict[str, Any]] = []
+    if name or runtime_dir:
+        places = resolve_places(name or os.path.basename(os.path.abspath(str(runtime_dir))), runtime_dir)
+        entries = History(places.state_dir, sys.maxsize).entries(args.limit)
+    if not entries:
+        raise none_runs
+    if console.as_json:
+        return console.result("history", int(Exit.OK), f"{len(entries)} entries", "", {"entries": entries})
+    console.error(f"{places.name} does not run; this is what {places.state_dir} holds\n")
+    console.out(render.history(entries, console.width()))
     return int(Exit.OK)
 
 

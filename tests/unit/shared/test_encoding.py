@@ -95,7 +95,7 @@ PROTOCOL_1: list[tuple[bytes, Packet]] = [
         Packet(Quiesce("r43", 2, 4), 13, None, 2, 1),
     ),
     (
-        b'{"v":1,"type":"shed","seq":14,"fds":2,"count":32,"lane":"r42","lane_version":1,"readers":4}',
+        b'{"v":1,"type":"shed","seq":14,"fds":2,"most":32,"lane":"r42","lane_version":1,"readers":4}',
         Packet(messages.Shed(32, "r42", 1, 4), 14, None, 2, 1),
     ),
     (

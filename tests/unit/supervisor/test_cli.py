@@ -185,6 +185,21 @@ def test_a_bad_result_goes_to_stderr_with_its_detail(
     assert json.loads(out) == {"code": code, "text": "no", "detail": "Traceback:\n  x\n"}
 
 
+def test_history_of_an_instance_that_does_not_run(tmp_path: Path, capsys: Capture) -> None:
+    where = ("--runtime-dir", str(tmp_path / "run"), "--name", "shop")
+    code, out, err = quiesce(capsys, "history", *where)
+    assert code == 4 and not out and err  # and nothing is on disk
+    state = tmp_path / "run" / "state"
+    state.mkdir(parents=True)
+    (state / "history.jsonl").write_text(
+        '{"schema":1,"release":"r7","path":"/srv/v7","outcome":"done","at":1}\n'
+    )
+    code, out, err = quiesce(capsys, "history", *where)
+    assert code == 0 and "r7" in out and "shop does not run" in err and str(state) in err
+    assert json.loads(quiesce(capsys, "history", "--json", *where)[1])["entries"][0]["release"] == "r7"
+    assert quiesce(capsys, "status", *where)[0] == 4
+
+
 def test_status_and_history_are_rendered_or_json(stand: Stand, capsys: Capture) -> None:
     stand.handlers["status"] = lambda _, reply: reply.result(0, "x", data={"name": "shop", "release": "r1"})
     stand.handlers["history"] = lambda _, reply: reply.result(0, "", data={"entries": []})
