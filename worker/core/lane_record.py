@@ -65,14 +65,15 @@ def size(record: Record) -> int:
     if record.input:
         taken += len(_encode(record.input.decode("latin-1")).encode())
     if record.digests:
-        taken += len(_encode(record.digests).encode())
+        taken += 6 * len(_encode(record.digests))
     return taken
 
 
 def encode(records: Sequence[Record], version: int = LANE_VERSION) -> bytes:
     """The packet for these: at most :data:`MAX_CONNECTIONS`, and :data:`MAX_PACKET_BYTES` by :func:`size`."""
     items = _ITEMS[version]
-    return _encode({"v": version, "c": [_positional(record)[:items] for record in records]}).encode()
+    text = _encode({"v": version, "c": [_positional(record)[:items] for record in records]})
+    return text.encode("utf-8", "surrogatepass")  # as json reads it
 
 
 def _positional(record: Record) -> list[Any]:

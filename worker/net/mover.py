@@ -186,7 +186,7 @@ def shed(daemon: "Daemon", count: int, target: Target) -> int:
     try:
         # Not those with input: their next request is here already.
         idle = [c for c in daemon.roster.all if c.state is IDLE and not c.has_input and c.can_move()]
-        del idle[count:]
+        del idle[max(count, 0) :]
         share = min(-(-len(idle) // target.readers), MAX_CONNECTIONS // 2)
         moved = 0
         while batch := idle[moved : moved + min(share, target.room())]:
