@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import socket
 import termios
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from fcntl import ioctl
 
 from quiesce.shared.fdpass import MAX_FDS, send_fds
 from quiesce.shared.messages import LANE_VERSION
+from quiesce.worker.net.room import soft_limit
 
 _SCM_FDS = b"scm_fds:"  # of /proc/PID/fdinfo/N: descriptors that lie in a unix socket's queue
 # Nobody is to read what is sent any more.  We hold a read end too, so it is the supervisor who says so, by shutdown.
@@ -62,8 +62,7 @@ class Target:
         return min(max(self._most() - lying, 0 if lying else 1), MAX_FDS)
 
     def _most(self) -> int:
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return MAX_FDS if soft == resource.RLIM_INFINITY else max(soft // 4, 1)
+        return max(soft_limit() // 4, 1)
 
     def _lying(self) -> int:
         """Descriptors in the lane; -1: nobody says."""

@@ -143,6 +143,7 @@ class Mover:
             record = connection.record()
             room -= size(record)
             if room >= 0:
+                connection.let_go()  # before the packet leaves: at most one process ever reads a client's socket
                 batch.append(connection)
                 records.append(record)
             elif batch:
@@ -190,7 +191,10 @@ def shed(daemon: "Daemon", count: int, target: Target) -> int:
         share = min(-(-len(idle) // target.readers), MAX_CONNECTIONS // 2)
         moved = 0
         while batch := idle[moved : moved + min(share, target.room())]:
-            if _pass_on(daemon, target, batch, [connection.record() for connection in batch]) is not None:
+            records = [connection.record() for connection in batch]
+            for connection in batch:
+                connection.let_go()
+            if _pass_on(daemon, target, batch, records) is not None:
                 break
             moved += len(batch)
         return moved
@@ -201,13 +205,9 @@ def shed(daemon: "Daemon", count: int, target: Target) -> int:
 def _pass_on(
     daemon: "Daemon", target: Target, batch: Sequence[Moving], records: list[Record]
 ) -> OSError | None:
-    """Put these into the lane; on failure they are as they were."""
-    data = encode(records, target.version)
-    # Before the packet leaves: at most one process ever reads a client's socket.
-    for connection in batch:
-        connection.let_go()
+    """Put these, who were let go, into the lane; on failure they are as they were."""
     try:
-        target.send(data, [connection.fd for connection in batch])
+        target.send(encode(records, target.version), [connection.fd for connection in batch])
     except OSError as exc:
         for connection in batch:
             connection.stay()

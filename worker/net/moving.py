@@ -25,7 +25,7 @@ _GRACE_S = 1.0
 class Moving(Ending):
     """See above."""
 
-    __slots__ = ("_eof", "_events", "_input", "_parsing", "listener", "served")
+    __slots__ = ("_eof", "_events", "_input", "_leaves", "_parsing", "listener", "served")
 
     peer: "Address"
     local: "Address"
@@ -61,7 +61,7 @@ class Moving(Ending):
             and self.exchange is None
             and not self._queue
             and len(self._input) <= MAX_INPUT_BYTES
-            and not (self.broken or self._eof or self.probe)
+            and not (self.broken or self._eof or self.probe or self._leaves)
         )
 
     @property
@@ -84,7 +84,8 @@ class Moving(Ending):
         return limits.idle_timeout if state is IDLE else limits.header_timeout
 
     def let_go(self) -> None:
-        """Cease to watch: from here on another process may read it."""
+        """Cease to watch: from here on another process may read it.  :meth:`gone` or :meth:`stay` must follow."""
+        self._leaves = True  # it may be in the mover's queue twice, and must not be sent twice
         self.daemon.loop.unwatch(self.fd)
 
     def gone(self) -> None:
@@ -93,6 +94,7 @@ class Moving(Ending):
 
     def stay(self) -> None:
         """It could not go: served here, for now."""
+        self._leaves = False
         self.daemon.loop.watch(self.fd, self.ready, self._events)
 
     def _release(self) -> None:

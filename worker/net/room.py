@@ -19,9 +19,7 @@ class Room:
 
     def has_room(self) -> bool:
         """May a packet come now?"""
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if soft == resource.RLIM_INFINITY:
-            return True
+        soft = soft_limit()
         # Where the limit is low, packets are small: nobody has more than a quarter of it in a lane.
         wanted = min(MAX_FDS, soft // 4) + min(_SPARE_FDS, soft // 16)
         open_now = _said_by_kernel()
@@ -33,6 +31,12 @@ class Room:
                 self._counted, self._counted_at = _count(), now
             open_now = self._counted
         return open_now + wanted <= soft
+
+
+def soft_limit() -> int:
+    """How many descriptors a process may have, as things are."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
 
 
 def _said_by_kernel() -> int:
@@ -47,4 +51,4 @@ def _count() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:  # EMFILE: no room even to look.  Or there is no /proc: then nobody can say
-        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] if os.path.isdir("/proc/self/fd") else 0
+        return soft_limit() if os.path.isdir("/proc/self/fd") else 0

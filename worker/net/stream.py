@@ -73,6 +73,7 @@ class Connection(Answering):
         self._store: BodyStore | None = None
         self._continue = False  # the client waits for 100 before it sends its body
         self._eof = False
+        self._leaves = False  # it is on its way into a lane
         self._parsing = False  # _process is at work: it goes on by itself after an answer
         self._read = 0  # bytes of the body
         self._judged = 0  # bytes of a head that is not complete
