@@ -48,7 +48,7 @@ def test_it_accepts_exactly_when_it_says_so_and_leaves_once(events: list[Event])
             leaving += action is Action.LEAVE
             if action in (Action.SAY_ACCEPTING, Action.SAY_RESUMED):
                 assert accepting
-            if action in (Action.SAY_QUIESCED, Action.HAND_OVER):
+            if action is Action.SAY_QUIESCED:
                 assert not accepting
         assert accepting == (state is State.ACCEPTING)
         assert leaving == (state is State.LEAVING)
