@@ -24,7 +24,7 @@ from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.core.connection import State
-from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, encode
+from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, packet, write
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.net import lane_writer, room
@@ -37,6 +37,10 @@ WAIT = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
 BIG = b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n"
 BIG_BYTES = 3_000_000
 KINDS = ("native", "wsgi", "asgi")
+
+
+def encode(records: list[Record]) -> bytes:
+    return packet([write(record) for record in records])
 
 
 class Gate:
@@ -593,9 +597,9 @@ def test_pipelined_input_of_one_that_cannot_go_is_answered_here() -> None:
 
 def test_a_lane_that_is_full_is_a_lane_that_is_asked_again() -> None:
     with staged(reads=False) as stage:
-        stage.writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         clients = stage.idle(40)
         target = stage.target(readers=20)  # two a packet
+        stage.writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         moved = stage.hand_over(target)
         stage.old.until(lambda: stage.old.daemon.moving is None and stage.old.daemon._mover.moved > 0)
         in_lane = stage.old.do(lambda: stage.old.daemon._mover.moved)

@@ -11,6 +11,7 @@ from quiesce.shared.fdpass import MAX_FDS, send_fds
 from quiesce.shared.messages import LANE_VERSION
 from quiesce.worker.net.room import soft_limit
 
+_SNDBUF = 1024 * 1024
 _SCM_FDS = b"scm_fds:"  # of /proc/PID/fdinfo/N: descriptors that lie in a unix socket's queue
 # Nobody is to read what is sent any more.  We hold a read end too, so it is the supervisor who says so, by shutdown.
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED))
@@ -44,6 +45,8 @@ class Target:
         self._info = -1
         try:
             sock.setblocking(False)  # see shared/channel.py: for Python's own timeouts
+            # The kernel gives as much of it as it allows: what has no room waits for a timer.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF)
             if read_end >= 0:
                 self._info = _open_info(read_end)
         except BaseException:

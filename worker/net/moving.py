@@ -7,10 +7,10 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from quiesce.worker.core.connection import Event, State
+from quiesce.worker.core.connection import State
 from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record
 from quiesce.worker.loops.base import READ
-from quiesce.worker.net.ending import FRESH, HEAD, IDLE, Ending
+from quiesce.worker.net.ending import CLOSED, FRESH, HEAD, IDLE, Ending
 
 if TYPE_CHECKING:
     from quiesce.worker.core.request import Address
@@ -90,7 +90,8 @@ class Moving(Ending):
 
     def gone(self) -> None:
         """It lies in the lane.  Our copy is closed without a word to the client, and whoever counted it forgets it."""
-        self.event(Event.HANDED_OVER)
+        self.state = CLOSED  # the table's HANDED_OVER
+        self._release()
 
     def stay(self) -> None:
         """It could not go: served here, for now."""
@@ -99,10 +100,10 @@ class Moving(Ending):
 
     def _release(self) -> None:
         self.disarm()
-        self._report_traffic()
+        if self._received or self.sent != self._reported:
+            self._report_traffic()
         self._set_busy(False)
-        with self.lock:
-            self._drop_body()
+        self._input = b""
         self.release()
 
     # -- from another process -----------------------------------------------------------------
