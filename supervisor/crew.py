@@ -23,7 +23,8 @@ from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.memory import Saving
 from quiesce.supervisor.spawn import Identity, Spawner, Spec
-from quiesce.supervisor.worker_link import Keeping, Parts, Terms, Worker
+from quiesce.supervisor.worker_link import Worker
+from quiesce.supervisor.worker_parts import Keeping, Parts, Terms
 
 OnChange = Callable[["Generation", Worker, State, State], None]
 

@@ -23,7 +23,8 @@ from quiesce.supervisor.core.lifecycle import Event, State
 from quiesce.supervisor.health import health_rule
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
-from quiesce.supervisor.worker_link import Parts, Terms, Worker
+from quiesce.supervisor.worker_link import Worker
+from quiesce.supervisor.worker_parts import Parts, Terms
 
 
 class Store:
@@ -353,13 +354,13 @@ class Successor(Stage):
         """The first supervisor is gone, without a word; the next one begins."""
         old, record = self.worker, self.worker.record()
         channel, pidfd = old._wire._channel, old._pidfd
-        assert channel is not None and old._capture is not None
+        assert channel is not None and old._evidence.capture is not None
         for fd in (channel.fileno(), pidfd):
             self.loop.unwatch(fd)
         wire, pidfd = os.dup(channel.fileno()), os.dup(pidfd)
         channel.close()
         os.close(old._pidfd)
-        old._disarm()
+        old._deadline.disarm()
         record.state = state.value
         again = Channel(socket.socket(fileno=wire), max_fds=0, first_seq=1 << 40)
         capture = Capture.adopt(os.dup(self.capture.cursor))
