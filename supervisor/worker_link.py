@@ -14,7 +14,9 @@ from quiesce.supervisor.core.exits import Ended, describe
 from quiesce.supervisor.core.lifecycle import (
     COMING,
     GOING,
+    MOVING,
     ORDERS,
+    SERVING,
     Action,
     Event,
     State,
@@ -25,8 +27,10 @@ from quiesce.supervisor.core.lifecycle import (
 from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.snapshot import WorkerRecord
 from quiesce.supervisor.health import Prober
+from quiesce.supervisor.render import plural
 from quiesce.supervisor.worker_deadline import Deadline, is_excused, overdue
 from quiesce.supervisor.worker_evidence import MAX_KEPT_DETAIL_CHARS, Evidence
+from quiesce.supervisor.worker_lanes import WorkerLanes
 from quiesce.supervisor.worker_parts import House, Parts, Terms
 from quiesce.supervisor.worker_wire import Wire
 
@@ -59,9 +63,13 @@ class Worker:
         slot: int,
         number: int,
         terms: Terms,
+        lane: str = "",
         record: WorkerRecord | None = None,
     ) -> None:
-        """A worker that was just spawned, or with ``record`` one that another supervisor has left."""
+        """A worker that was just spawned, or with ``record`` one that another supervisor has left.
+
+        ``lane``: the key of its generation's; "": there is none.
+        """
         self.id = terms.configure.worker
         self.release_id = terms.configure.release
         self.number = number
@@ -83,7 +91,9 @@ class Worker:
         self._pidfd = parts.pidfd
         self._deadline = Deadline(house.loop, self._on_deadline)
         self._prober: Prober | None = None
+        self.lanes = WorkerLanes(house, self.id, lane, self._send, self._moved)
         self._asked_to_leave = False
+        self._hurried = False  # told to end at once
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         if self._pidfd >= 0:
             house.loop.watch(self._pidfd, self._on_exit)
@@ -120,7 +130,7 @@ class Worker:
 
     def record(self) -> WorkerRecord:
         """What the next supervisor must know of it."""
-        return WorkerRecord(
+        record = WorkerRecord(
             key=self.key,
             number=self.number,
             pid=self.pid,
@@ -140,6 +150,8 @@ class Worker:
             detail=self.detail[-MAX_KEPT_DETAIL_CHARS:],
             cut=self.connections_cut,
         )
+        self.lanes.record(record)
+        return record
 
     def _recall(self, record: WorkerRecord) -> None:
         self.state = State(record.state)
@@ -151,6 +163,7 @@ class Worker:
         self.connections_cut = record.cut
         self._deadline.recall(record.deadline, record.waited_since)
         self._asked_to_leave = record.asked_to_leave
+        self.lanes.recall(record)
 
     def take_over(self) -> None:
         """Begin with a worker that another supervisor has left: ask who it is, do again what that one did last.
@@ -165,6 +178,8 @@ class Worker:
             self._handle(Event.CHANNEL_LOST)
             return
         self._wire.identify()
+        if self.state in (State.QUIESCING, State.QUIESCED):
+            self.lanes.take_over()
         self._step(adoption.at_once(self.state))
 
     def on_identity(self, hello: msg.Hello) -> None:
@@ -176,12 +191,14 @@ class Worker:
         if hello.oldest_protocol > msg.PROTOCOL:
             self._retire(f"its quiesce is {hello.version}, too new for us to command it")
             return
-        self._speaks = hello.protocol, hello.oldest_protocol
+        self._speaks, self.lanes.version = (hello.protocol, hello.oldest_protocol), hello.lane_version
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
         if named and self.state not in GOING:
             # The last supervisor may have died in the middle of a `reconfigure`.
             self._send_listeners()
+        if named:
+            self.lanes.tell()
         before = self.state
         self._step(adoption.identified(self.state, hello.state, configured=bool(named)))
         self._house.log.info(
@@ -215,11 +232,29 @@ class Worker:
         """Give it an event that a rollout, the fleet or a command asks for."""
         if event in (Event.LEAVE_ASKED, Event.DRAIN_ASKED):
             self._asked_to_leave = True
+        self._hurried = self._hurried or event is Event.LEAVE_ASKED
         self._handle(event)
+
+    def redirect(self, target: str) -> None:
+        """What it has shall go into another lane than it was told before; "": it shall stay."""
+        if target == self.lanes.target:
+            return
+        self.lanes.target = target
+        if self.state in MOVING and not self._hurried:
+            self._house.save()
+            self._handle(Event.LANE_ASKED)
+
+    @property
+    def moving(self) -> bool:
+        """Is it quiesced, or about to be, and not done with handing over what can move?"""
+        return self.lanes.moving and self.state in MOVING
+
+    def _moved(self) -> None:
+        self.watcher(self, self.state, self.state)
 
     def fail(self, why: str) -> None:
         """Kill it for a fault that was observed from outside (a stalled loop)."""
-        self._evidence.lost(why)
+        self._lost(why)
         self._asked_to_leave = False
         self._signal(signal.SIGKILL)
 
@@ -267,6 +302,9 @@ class Worker:
 
     def on_message(self, message: msg.Message) -> None:
         self.copy_output()
+        if isinstance(message, msg.HandedOver):
+            self.lanes.handed_over(message)
+            return
         event = _WORDS.get(type(message))
         if event is None:
             word = message.type if isinstance(message, msg.Unknown) else type(message).__name__
@@ -278,13 +316,18 @@ class Worker:
             )
             return
         if isinstance(message, msg.Hello):
-            self._speaks = message.protocol, message.oldest_protocol
+            self._speaks, self.lanes.version = (
+                (message.protocol, message.oldest_protocol),
+                message.lane_version,
+            )
         elif isinstance(message, msg.Failed):
             self._evidence.lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
         elif isinstance(message, msg.Ready):
             self.interface, self.threads = message.interface, message.threads
         elif isinstance(message, msg.Drained):
             self.connections_cut = message.cut
+        elif isinstance(message, msg.Quiesced):
+            self.lanes.quiesced()
         self._handle(event)
 
     def on_wire_lost(self) -> None:
@@ -306,9 +349,17 @@ class Worker:
         # What it said just before it died may still lie in the channel.
         self._wire.read()
         if not self._asked_to_leave and not self.failure:
-            self._evidence.lost(self._why_it_ended(how))
+            self._lost(self._why_it_ended(how))
+        elif how.signal and not self.failure and (count := self.counter(Field.CONN_OPEN)):
+            self._house.log.warning(
+                "connections lost with a worker that was leaving",
+                worker=self.id,
+                how=str(how),
+                count=count,
+            )
         self.copy_output()
         self._close_wire()
+        self.lanes.settle()
         if self._prober is not None:
             self._prober.cancel()
         if self._pidfd >= 0:
@@ -317,6 +368,11 @@ class Worker:
             self._pidfd = -1
         self._handle(Event.EXITED)
         self._evidence.close(lambda: self._house.store.drop(fdnames.output(self.key)))
+
+    def _lost(self, why: str) -> None:
+        """It is dead, or about to be killed, and what it holds goes with it."""
+        count = self.counter(Field.CONN_OPEN) if self.state in SERVING else 0
+        self._evidence.lost(f"{why}; {plural(count, 'connection')} went with it" if count else why)
 
     def _why_it_ended(self, ended: Ended) -> str:
         sentence = describe(self.id, self._cut_in or self.state, ended)
@@ -337,7 +393,7 @@ class Worker:
         path = self._prober.pending_path() if self._prober else ""
         reason = overdue(self.id, self.state, self._deadline.waited_s, path)
         if reason:
-            self._evidence.lost(reason)
+            self._lost(reason)
         self._handle(Event.DEADLINE)
 
     # -- transitions --------------------------------------------------------------------
@@ -373,6 +429,7 @@ class Worker:
         if self.state is not State.LOADING:
             return
         self._send_listeners()
+        self.lanes.tell()
         self._send(msg.UseScoreboard(self.slot), (self._house.scoreboard.fd,))
         self._send(self._terms.configure)
 
@@ -409,7 +466,11 @@ class Worker:
 
     def _send_drain_rest(self) -> None:
         rest = self._deadline.rest(DRAIN_GRACE_S)
-        self._send(msg.Drain(self._terms.drain_timeout_s if rest is None else rest))
+        self.lanes.order(msg.Drain(self._terms.drain_timeout_s if rest is None else rest))
+
+    def _send_resume(self) -> None:
+        self.lanes.settle()
+        self._send(msg.Resume())
 
     def _arm_answer(self) -> None:
         self._deadline.arm(QUIESCE_ANSWER_S if self.state is State.QUIESCING else ANSWER_S)
@@ -419,9 +480,9 @@ _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.CONFIGURE: Worker._configure,
     Action.PROBE: Worker._probe,
     Action.SEND_ACCEPT: lambda w: w._send(msg.Accept()),
-    Action.SEND_QUIESCE: lambda w: w._send(msg.Quiesce()),
-    Action.SEND_RESUME: lambda w: w._send(msg.Resume()),
-    Action.SEND_DRAIN: lambda w: w._send(msg.Drain(w._terms.drain_timeout_s)),
+    Action.SEND_QUIESCE: lambda w: w.lanes.order(msg.Quiesce()),
+    Action.SEND_RESUME: Worker._send_resume,
+    Action.SEND_DRAIN: lambda w: w.lanes.order(msg.Drain(w._terms.drain_timeout_s)),
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
     Action.SEND_DRAIN_REST: Worker._send_drain_rest,
     Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),

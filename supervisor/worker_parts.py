@@ -1,6 +1,5 @@
 """What one worker is made of, and what it uses of the supervisor around it."""
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from quiesce.shared import messages as msg
@@ -8,7 +7,9 @@ from quiesce.shared.channel import Channel
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Scoreboard
 from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.fdstore import Keeping
 from quiesce.supervisor.health import HealthRule
+from quiesce.supervisor.lanes import Lanes, Named
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 
@@ -35,14 +36,6 @@ class Parts(NamedTuple):
     capture: Capture | None  # what it writes while on trial
 
 
-class Keeping(Protocol):
-    """What is used of the descriptor store."""
-
-    def put(self, name: str, fd: int) -> None: ...
-    def drop(self, name: str) -> None: ...
-    def sync(self, then: Callable[[bool], None]) -> None: ...
-
-
 class House(Protocol):
     """What a worker uses of the supervisor's."""
 
@@ -50,9 +43,13 @@ class House(Protocol):
     log: Log
     listeners: Listeners
     scoreboard: Scoreboard
+    lanes: Lanes
 
     @property
     def store(self) -> Keeping: ...
+    def named(self, key: str, writer: str) -> Named | None:
+        """The lane of this key, if this worker may be told to send into it."""
+
     def save(self) -> None:
         """Write down what is now wanted, before it is done."""
 

@@ -19,8 +19,10 @@ from quiesce.shared.scoreboard import Field, Scoreboard
 from quiesce.supervisor import worker_link
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.config import Listen
+from quiesce.supervisor.core import lanes
 from quiesce.supervisor.core.lifecycle import Event, State
 from quiesce.supervisor.health import health_rule
+from quiesce.supervisor.lanes import Lanes, Named
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.worker_link import Worker
@@ -63,6 +65,11 @@ class Stage:
         self.listeners = Listeners()
         self.listeners.open((Listen("http", "127.0.0.1:0"), Listen("admin", "127.0.0.1:0")), [])
         self.scoreboard = Scoreboard.create()
+        self.store = Store()
+        self.lanes = Lanes(self.store, self.log)
+        self.lane = self.lanes.make("r1")
+        assert self.lane is not None
+        self.readers = (2, 2)  # the newest record that each of those who read the lane reads
         self.capture = Capture()
         ours, theirs = make_pair()
         self.theirs = theirs
@@ -70,7 +77,6 @@ class Stage:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"], stdin=subprocess.PIPE
         )
-        self.store = Store()
         self.saved: list[str] = []
         parts = Parts(
             "0" * 16,
@@ -82,7 +88,7 @@ class Stage:
         configure = msg.Configure("shop", "r1", "", "r1/1", "shop", "auto", "/", 1, start_timeout_s, 1.0)
         terms = Terms(configure, health_rule("/healthz", "h", {}, 1, ()), 5.0)
         self.terms = terms
-        self.worker = Worker(self, parts, 3, 1, terms)
+        self.worker = Worker(self, parts, 3, 1, terms, self.lane.key)
         self.seen: list[State] = []
         self.worker.watcher = lambda worker, old, new: self.seen.append(new)
         self.channel = Channel(theirs)
@@ -90,6 +96,12 @@ class Stage:
     def save(self) -> None:
         """As the crew does: written down before it is done."""
         self.saved.append(self.worker.state.value if hasattr(self, "worker") else "")
+
+    def named(self, key: str, writer: str) -> Named | None:
+        """As the crew says it: a lane, if somebody reads it."""
+        assert writer == "r1/1"
+        lane, terms = self.lanes.get(key), lanes.terms(self.readers)
+        return Named(lane, terms) if lane is not None and terms is not None else None
 
     def save_soon(self) -> None:
         """For what is no order."""
@@ -139,6 +151,7 @@ class Stage:
         self.process.returncode = 0  # reaped by the worker's own pidfd
         self.channel.close()
         self.listeners.close()
+        self.lanes.close()
         self.scoreboard.close()
         self.loop.close()
         os.close(self.out)
@@ -319,7 +332,10 @@ def test_probe_speaks_http_over_a_socket_that_is_passed(stage: Stage) -> None:
 def test_configure_waits_until_the_descriptor_store_has_it(stage: Stage) -> None:
     stage.store.waits = True
     stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
-    assert stage.store.names == [f"quiesce.{kind}.{'0' * 16}" for kind in "wpo"]
+    assert stage.store.names == [
+        *(f"quiesce.{kind}.{stage.lane.key}" for kind in "rs"),
+        *(f"quiesce.{kind}.{'0' * 16}" for kind in "wpo"),
+    ]
     assert stage.heard() == [], "nobody could adopt it yet"
     stage.store.answer()
     assert stage.heard() == ["listen", "scoreboard", "configure"]
@@ -340,7 +356,7 @@ def test_a_dead_worker_leaves_nothing_in_the_store(stage: Stage) -> None:
     stage.up()
     stage.end_process()
     stage.until(lambda: stage.worker.state is State.REAPED)
-    assert stage.store.names == []
+    assert len(stage.store.names) == 2, "its generation's lane"
 
 
 class Successor(Stage):
@@ -366,7 +382,8 @@ class Successor(Stage):
         capture = Capture.adopt(os.dup(self.capture.cursor))
         self.capture.close()
         self.capture = capture
-        self.worker = Worker(self, Parts("0" * 16, old.pid, pidfd, again, capture), 3, 1, self.terms, record)
+        parts = Parts("0" * 16, old.pid, pidfd, again, capture)
+        self.worker = Worker(self, parts, 3, 1, self.terms, self.lane.key, record)
         self.worker.watcher = lambda worker, before, new: self.seen.append(new)
         self.worker.take_over()
 
@@ -451,7 +468,7 @@ def test_an_answer_to_another_question_identifies_nobody(successor: Successor) -
 def test_a_worker_that_died_in_between_is_reported_lost(successor: Successor) -> None:
     successor.up()
     record = successor.worker.record()
-    lost = Worker(successor, Parts("1" * 16, 1, -1, None, None), 4, 2, successor.terms, record)
+    lost = Worker(successor, Parts("1" * 16, 1, -1, None, None), 4, 2, successor.terms, "", record)
     states: list[State] = []
     lost.watcher = lambda worker, old, new: states.append(new)
     lost.take_over()
