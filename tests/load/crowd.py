@@ -71,9 +71,11 @@ class Crowd:
         return dict(self._order({"ask": kind})["releases"])
 
     def look(self) -> dict[str, Any]:
-        """What has happened so far: ``failures`` (sentences; each close by the server is one), ``answers``, ``open``,
-        ``lost`` (local ports of TCP connections that failed) and ``runs``: [connection, first sent, last sent, release], times of CLOCK_MONOTONIC, one for each stretch of
-        answers of one release on one busy or pipelining connection.
+        """What has happened so far.
+
+        ``failures`` (sentences; each close by the server is one), ``answers``, ``open``, ``lost`` (local ports of TCP
+        connections that failed), and ``runs``: [connection, first sent, last sent, release] for each stretch of answers
+        of one release on one busy or pipelining connection, times of CLOCK_MONOTONIC.
         """
         return self._order({"look": True})
 
