@@ -40,7 +40,7 @@ class HandOver:
             for worker in self._crew
             if worker.lanes.own == lane.key
             and worker.state not in GOING
-            and worker.state is not State.SPAWNED
+            and worker.lanes.reading
             and worker.lanes.target != lane.key
         ]
 

@@ -161,7 +161,7 @@ def _facts(doc: Doc, now: float, width: int) -> list[str]:
         if item.get("lane")
     ]
     if moving:
-        rows.append(("on the move", ", ".join(moving)))
+        rows.append(("moving", ", ".join(moving)))
     requests = doc.get("counters", {}).get("requests_total")
     if requests is not None:
         rows.append(("requests", number(requests)))

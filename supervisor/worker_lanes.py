@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from quiesce.shared import messages as msg
 from quiesce.shared.deadlines import Timer
+from quiesce.supervisor.core.lifecycle import COMING, State
 from quiesce.supervisor.core.snapshot import WorkerRecord
 from quiesce.supervisor.worker_parts import House
 
@@ -21,6 +22,8 @@ class WorkerLanes:
         own: The key of its generation's; "": there is none.
         version: Newest record of a connection that it reads, by its own word; 0: it knows no lanes.
         target: The key of the one that its next order names; "": none.
+        reading: It has been given what it is to read: with the order to accept, because who fails its probe must
+            not have taken anybody's connection.
         moving: It was told to hand over and has not said yet that it has.
     """
 
@@ -29,6 +32,7 @@ class WorkerLanes:
         self.version = 0
         self.target = ""
         self.moving = False
+        self.reading = False
         self.said: msg.HandedOver | None = None  # of the last order that named a lane
         self._reads = [own] if own else []
         self._house = house
@@ -45,6 +49,7 @@ class WorkerLanes:
 
     def recall(self, record: WorkerRecord) -> None:
         self.version, self.target = record.lane_version, record.target
+        self.reading = State(record.state) not in COMING
         # Its own may have been lost and made anew.
         self._reads = list(dict.fromkeys([*self._reads, *record.lanes]))
 
@@ -61,6 +66,7 @@ class WorkerLanes:
 
     def tell(self) -> None:
         """Give it, perhaps again, the read end of each lane that it is to read."""
+        self.reading = True
         lanes = [lane for key in self._reads if (lane := self._house.lanes.get(key)) is not None]
         if lanes and self.version:
             self._send(msg.UseLane([lane.name for lane in lanes]), [lane.reading.fileno() for lane in lanes])
@@ -71,7 +77,7 @@ class WorkerLanes:
             self._reads.append(key)
             self._house.save()
         lane = self._house.lanes.get(key)
-        if lane is not None and self.version:
+        if lane is not None and self.version and self.reading:
             self._send(msg.UseLane([lane.name]), [lane.reading.fileno()])
 
     # -- handing over -------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class Worker:
         if named and self.state not in GOING:
             # The last supervisor may have died in the middle of a `reconfigure`.
             self._send_listeners()
-        if named:
+        if self.lanes.reading:
             self.lanes.tell()
         before = self.state
         self._step(adoption.identified(self.state, hello.state, configured=bool(named)))
@@ -429,7 +429,6 @@ class Worker:
         if self.state is not State.LOADING:
             return
         self._send_listeners()
-        self.lanes.tell()
         self._send(msg.UseScoreboard(self.slot), (self._house.scoreboard.fd,))
         self._send(self._terms.configure)
 
@@ -468,6 +467,10 @@ class Worker:
         rest = self._deadline.rest(DRAIN_GRACE_S)
         self.lanes.order(msg.Drain(self._terms.drain_timeout_s if rest is None else rest))
 
+    def _send_accept(self) -> None:
+        self.lanes.tell()
+        self._send(msg.Accept())
+
     def _send_resume(self) -> None:
         self.lanes.settle()
         self._send(msg.Resume())
@@ -479,7 +482,7 @@ class Worker:
 _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.CONFIGURE: Worker._configure,
     Action.PROBE: Worker._probe,
-    Action.SEND_ACCEPT: lambda w: w._send(msg.Accept()),
+    Action.SEND_ACCEPT: Worker._send_accept,
     Action.SEND_QUIESCE: lambda w: w.lanes.order(msg.Quiesce()),
     Action.SEND_RESUME: Worker._send_resume,
     Action.SEND_DRAIN: lambda w: w.lanes.order(msg.Drain(w._terms.drain_timeout_s)),

@@ -5,7 +5,8 @@ What it does is in `behaviour.json` of its release's directory:
 holds: so many connections from the first accept on; each is a socket when it moves.
 lane_version: of its hello.
 mute: words that it never says.
-requests, rss: what its slot shows.
+deaf: it reads no lane.
+requests: what its slot shows.
 """
 
 import json
@@ -56,9 +57,10 @@ class StandIn:
     def run(self) -> None:
         self.hello()
         while True:
-            reads = {
-                name: lane for name, lane in self.lanes.items() if not self.target or self.target[0] != name
-            }
+            target = self.target[0] if self.target else ""
+            reads = {name: lane for name, lane in self.lanes.items() if name != target}
+            if self.how.get("deaf"):
+                reads = {}
             ready, _, _ = select.select([self.channel, *reads.values()], (), ())
             if self.channel in ready:
                 while (incoming := self.channel.receive()) is not None:

@@ -16,7 +16,7 @@ from quiesce.shared import messages as msg
 from quiesce.shared.channel import Channel, make_pair
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
-from quiesce.supervisor import worker_link
+from quiesce.supervisor import worker_lanes, worker_link
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.config import Listen
 from quiesce.supervisor.core import lanes
@@ -359,6 +359,136 @@ def test_a_dead_worker_leaves_nothing_in_the_store(stage: Stage) -> None:
     assert len(stage.store.names) == 2, "its generation's lane"
 
 
+# -- lanes -------------------------------------------------------------------------------------
+
+
+def hello(lane_version: int = msg.LANE_VERSION) -> msg.Hello:
+    return msg.Hello(1, 1, "0", "3", 1, lane_version=lane_version)
+
+
+def connection(stage: Stage, writing: int, reading: int) -> None:
+    """These two are the ends of its lane: what goes into one comes out of the other."""
+    with socket.socket(fileno=writing) as into, socket.socket(fileno=reading) as out:
+        into.send(b"a connection")
+        assert out.recv(99, socket.MSG_DONTWAIT) == b"a connection"
+
+
+def test_a_lane_to_read_comes_with_the_order_to_accept(stage: Stage) -> None:
+    stage.say(hello(), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    assert stage.heard() == ["listen", "scoreboard", "configure"], "it may not pass its probe"
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    incoming = stage.channel.receive()
+    assert incoming is not None and incoming.message == msg.UseLane([stage.lane.name])
+    connection(stage, os.dup(stage.lane.writing.fileno()), incoming.fds[0])
+    assert stage.heard() == ["accept"]
+
+
+def test_a_worker_that_knows_no_lanes_is_told_of_none(stage: Stage) -> None:
+    stage.say(hello(0), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    stage.heard()
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    stage.say(msg.Accepting(), State.ACCEPTING)
+    stage.worker.lanes.target = stage.lane.key
+    stage.worker.ask(Event.QUIESCE_ASKED)
+    assert stage.heard() == ["accept", "quiesce"]
+    stage.say(msg.Quiesced(), State.QUIESCED)
+    assert not stage.worker.moving
+
+
+def quiesced(stage: Stage) -> None:
+    """To where it hands over to its own lane."""
+    stage.say(hello(), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    stage.say(msg.Accepting(), State.ACCEPTING)
+    stage.heard()
+    stage.worker.lanes.target = stage.lane.key
+    stage.worker.ask(Event.QUIESCE_ASKED)
+    stage.say(msg.Quiesced(7), State.QUIESCED)
+
+
+def test_quiesce_brings_both_ends_and_is_over_when_it_says_that_it_has_handed_over(stage: Stage) -> None:
+    stage.readers = (2, 1, 2)
+    quiesced(stage)
+    incoming = stage.channel.receive()
+    assert incoming is not None and incoming.message == msg.Quiesce(stage.lane.name, 1, 3)
+    connection(stage, *incoming.fds)
+    assert stage.worker.moving
+    seen = len(stage.seen)
+    stage.channel.send(msg.HandedOver(5, 2))
+    stage.until(lambda: not stage.worker.moving)
+    assert stage.seen[seen:] == [State.QUIESCED], "whoever waits looks again"
+    assert stage.worker.lanes.said == (5, 2)
+
+
+def test_a_lane_that_somebody_does_not_read_is_not_named(stage: Stage) -> None:
+    stage.readers = (2, 0)
+    quiesced(stage)
+    assert stage.heard() == ["quiesce"] and not stage.worker.moving
+
+
+def test_the_wait_for_what_it_moves_has_a_bound(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_lanes, "MOVING_S", 0.05)
+    quiesced(stage)
+    assert stage.worker.moving
+    stage.until(lambda: not stage.worker.moving)
+    assert "worker still hands over" in stage.text()
+
+
+def test_resumed_it_is_not_waited_for(stage: Stage) -> None:
+    quiesced(stage)
+    stage.worker.ask(Event.RESUME_ASKED)
+    assert not stage.worker.moving and not stage.worker.lanes.moving
+    stage.say(msg.Resumed(), State.ACCEPTING)
+
+
+def test_another_lane_is_told_at_once_and_saved_before(stage: Stage) -> None:
+    quiesced(stage)
+    stage.heard()
+    saved: list[list[str]] = []
+    stage.save = lambda: saved.append(stage.heard())  # type: ignore[method-assign]
+    stage.worker.redirect("")
+    assert saved == [[]] and stage.heard() == ["quiesce"] and stage.worker.state is State.QUIESCED
+    stage.worker.redirect("")
+    assert stage.heard() == [], "nothing new"
+    stage.save = lambda: None  # type: ignore[method-assign]
+    stage.worker.ask(Event.DRAIN_ASKED)
+    stage.heard()
+    stage.worker.redirect(stage.lane.key)
+    incoming = stage.channel.receive()
+    assert incoming is not None and isinstance(incoming.message, msg.Drain)
+    assert incoming.message.lane == stage.lane.name and 0 < incoming.message.timeout_s <= 5.0, "what is left"
+    for fd in incoming.fds:
+        os.close(fd)
+
+
+def test_who_was_told_to_end_at_once_gets_no_more_time_by_another_lane(stage: Stage) -> None:
+    quiesced(stage)
+    stage.worker.ask(Event.LEAVE_ASKED)
+    stage.heard()
+    stage.worker.redirect("")
+    assert stage.heard() == []
+
+
+def test_what_goes_with_a_worker_that_dies_is_counted(stage: Stage) -> None:
+    stage.up()
+    stage.scoreboard.slot(3)[Field.CONN_OPEN] = 37
+    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.worker.failure.endswith("; 37 connections went with it"), stage.worker.failure
+
+
+def test_what_goes_with_one_that_was_leaving_is_in_the_log(stage: Stage) -> None:
+    stage.up()
+    stage.worker.ask(Event.DRAIN_ASKED)
+    stage.scoreboard.slot(3)[Field.CONN_OPEN] = 3
+    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert not stage.worker.failure and "connections lost with a worker that was leaving" in stage.text()
+
+
 class Successor(Stage):
     """The same process and the same ends of its socket, in the hands of another supervisor."""
 
@@ -426,6 +556,32 @@ def test_what_was_said_to_the_last_supervisor_is_stale(successor: Successor) -> 
     successor.until(lambda: "worker adopted" in successor.text())
     assert successor.worker.state is State.QUIESCING
     assert successor.heard() == ["listen", "quiesce"], "the order is given again"
+
+
+def test_lanes_and_the_order_to_hand_over_are_given_again(successor: Successor) -> None:
+    quiesced(successor)
+    other = successor.lanes.make("r2")
+    assert other is not None
+    successor.worker.lanes.give(other.key)
+    successor.heard()
+    successor.channel.send(msg.HandedOver(7, 0))  # read by nobody
+    successor.die(State.QUIESCED)
+    assert successor.worker.moving, "what the last supervisor heard of it is not known"
+    seq = successor.identify()
+    hello = msg.Hello(1, 1, "0", "3", 1, "r1/1", "r1", "quiesced", "wsgi", 4, lane_version=2)
+    successor.channel.send(hello, re=seq)
+    successor.until(lambda: "worker adopted" in successor.text())
+    heard = [successor.channel.receive() for _ in range(3)]
+    assert [incoming.message for incoming in heard if incoming] == [
+        msg.Listen(["http", "admin"]),
+        msg.UseLane([successor.lane.name, other.name]),
+        msg.Quiesce(successor.lane.name, 2, 2),
+    ]
+    for incoming in heard:
+        for fd in incoming.fds if incoming else ():
+            os.close(fd)
+    successor.channel.send(msg.HandedOver(7, 0))
+    successor.until(lambda: not successor.worker.moving)
 
 
 def test_an_order_that_never_arrived_is_given_again(successor: Successor) -> None:
