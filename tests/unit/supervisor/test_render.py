@@ -109,9 +109,9 @@ def test_what_moved_has_a_column_where_anything_did() -> None:
     assert "  moving      7 to r41" in lines
     assert max(map(len, lines)) <= 80, text
     head = next(line for line in lines if line.lstrip().startswith("WORKER"))
-    assert head.split() == ["WORKER", "PID", "STATE", "OPEN", "IDLE", "BUSY", "OUT", "REQUESTS", "AGE"]
+    assert head.split() == ["WORKER", "PID", "STATE", "OPEN", "IDLE", "BUSY", "OUT", "IN", "REQUESTS", "AGE"]
     last = next(line for line in lines if line.startswith("  r42/2")).split()
-    assert last[3:7] == ["40k", "39k", "9", "37k"] and last[7] == "1.2M"
+    assert last[3:9] == ["40k", "39k", "9", "37k", "12k", "1.2M"]
 
 
 def test_a_drain_that_is_over_says_so_and_a_long_first_line_is_not_cut() -> None:
