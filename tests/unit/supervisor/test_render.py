@@ -98,7 +98,7 @@ def test_what_moved_has_a_column_where_anything_did() -> None:
         {
             **worker,
             "handed_out": 12_345 * number,
-            "taken_in": 0,
+            "taken_in": 12_345,
             "connections": {"open": 40_000, "idle": 39_000, "busy": 9},
         }
         for number, worker in enumerate(STATUS["workers"])
