@@ -10,19 +10,20 @@ NEVER = 1 << 62  # no limit: more than anybody has
 MOST_OPEN = 1 << 20  # who says that more are open says nothing
 PATIENCE_S = 0.02  # what has waited so long is left by the others, too
 LOOK_S = 0.02  # a worker above its share looks so often
-FIRST_LOOK_S = 0.002  # at first sooner: the others may be at its level in no time, and nobody would accept
+FIRST_LOOK_S = 0.001  # at first sooner: the others may be at its level in no time, and nobody would accept
 _SLACK = 4
 _PART = 20  # a 20th of the mean
+_ALONE = 16  # so many more, and then we see whether others have come
 
 
 def limit(own: int, others: Sequence[int]) -> int:
     """How many open connections this worker may have and still accept, where others have so many each.
 
     The mean and a little: 4, or 5 % of it.  A neighbour's figure is old by the time it is read, and a limit
-    without slack would have everybody wait for everybody else.
+    without slack would have everybody wait for everybody else.  Who is alone has no limit, but looks now and then.
     """
     if not others:
-        return NEVER
+        return own + _ALONE
     count = len(others) + 1
     total = own + sum(others)
     return (total + max(_SLACK * count, total // _PART)) // count

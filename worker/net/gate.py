@@ -11,6 +11,7 @@ from quiesce.worker.core.share import MOST_OPEN, NEVER, Patience, is_churn, limi
 from quiesce.worker.net.counters import ACCEPTED, HANDED_IN, HANDED_OUT, Counters
 
 _FRESH_NS = 500_000_000  # whose loop has not turned since then takes nobody: stopped, dead, or in a request
+_SPARE = 8  # slots behind the last one that is in use: a new worker counts at once
 _FORGET_S = 0.25  # of a lane: who asks after so long asks about something else
 
 
@@ -34,7 +35,7 @@ class Neighbours:
         used = len(turns)
         while used and not turns[used - 1]:
             used -= 1
-        self._used = used
+        self._used = used + _SPARE
 
     def open(self) -> list[int]:
         """How many connections each has that accepts, and whose loop turns."""
