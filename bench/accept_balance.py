@@ -9,7 +9,7 @@ same, and the number of workers when one has all.
     seq     connections one after another, each kept open after one request
     burst   all connect at once, then ask
     busy    400 connections while 64 others ask without a pause
-    close   a connection for each request, 16 at a time: CPU of the workers for each, and requests a second
+    close   a connection for each request, 64 at a time: CPU of the workers for each, and requests a second
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def close(address: tuple[str, int], requests: int) -> float:
     with selectors.DefaultSelector() as selector:
         started = done = 0
         while done < requests:
-            while started - done < 16 and started < requests:
+            while started - done < 64 and started < requests:
                 sock = socket.create_connection(address, PATIENCE_S)
                 sock.sendall(CLOSE)
                 selector.register(sock, selectors.EVENT_READ)

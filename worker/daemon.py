@@ -271,7 +271,7 @@ class Daemon:
         if slot is not None:
             self.counters.move(slot)
             self.loop.slot = slot
-            self.gate.neighbours = neighbours
+            self.gate.use(neighbours)
 
     def _show_accepting(self, accepts: bool) -> None:
         self.counters.slot[figures.ACCEPTING] = int(accepts)

@@ -13,20 +13,21 @@ LOOK_S = 0.02  # a worker above its share looks so often
 FIRST_LOOK_S = 0.001  # at first sooner: the others may be at its level in no time, and nobody would accept
 _SLACK = 4
 _PART = 20  # a 20th of the mean
-_ALONE = 16  # so many more, and then we see whether others have come
+AHEAD = 32  # so many more, and then we look again, however few we have
 
 
 def limit(own: int, others: Sequence[int]) -> int:
     """How many open connections this worker may have and still accept, where others have so many each.
 
     The mean and a little: 4, or 5 % of it.  A neighbour's figure is old by the time it is read, and a limit
-    without slack would have everybody wait for everybody else.  Who is alone has no limit, but looks now and then.
+    without slack would have everybody wait for everybody else.  Who is alone has none, but looks now and then.
     """
+    ahead = own + AHEAD
     if not others:
-        return own + _ALONE
+        return ahead
     count = len(others) + 1
     total = own + sum(others)
-    return (total + max(_SLACK * count, total // _PART)) // count
+    return min(ahead, (total + max(_SLACK * count, total // _PART)) // count)
 
 
 def is_churn(closed: int, most_open: int) -> bool:
@@ -34,12 +35,12 @@ def is_churn(closed: int, most_open: int) -> bool:
 
     Args:
         closed: Connections that have ended in the last moments.
-        most_open: The most that were open at a time, then.
+        most_open: The most that were seen open at a time, then; `AHEAD` of them may have been missed.
 
-    More have ended than there were: none of them lived long.  When everybody leaves at once, and comes back, as
+    More have ended than there were: none of them lived long.  When everybody leaves at once, and comes back, only as
     many have ended.
     """
-    return closed > most_open
+    return closed > most_open + AHEAD
 
 
 class Patience:

@@ -66,13 +66,17 @@ class Gate:
 
     def __init__(self, counters: Counters, neighbours: Neighbours | None = None) -> None:
         self.counters = counters
-        self.neighbours = neighbours
-        self.limit = NEVER
+        self.use(neighbours)
         self._is_churn = False
         self._most_open = [0, 0]  # in this beat and the one before
         self._ended = [0, 0]  # connections that had ended when they began
         self._lane = Patience()
         self._lane_asked = 0.0
+
+    def use(self, neighbours: Neighbours | None) -> None:
+        """These are the others from now on."""
+        self.neighbours = neighbours
+        self.limit = NEVER if neighbours is None else 0  # 0: to be looked at first
 
     def beat(self) -> None:
         """Look at the neighbours, and at what our own clients do.  With each heartbeat."""
