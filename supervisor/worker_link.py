@@ -471,6 +471,11 @@ class Worker:
         self.lanes.tell()
         self._send(msg.Accept())
 
+    def _send_quiesce(self) -> None:
+        self.lanes.order(msg.Quiesce())
+        if self.state is State.QUIESCED:  # no deadline waits for its answer to a second one
+            self.lanes.quiesced()
+
     def _send_resume(self) -> None:
         self.lanes.settle()
         self._send(msg.Resume())
@@ -483,7 +488,7 @@ _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.CONFIGURE: Worker._configure,
     Action.PROBE: Worker._probe,
     Action.SEND_ACCEPT: Worker._send_accept,
-    Action.SEND_QUIESCE: lambda w: w.lanes.order(msg.Quiesce()),
+    Action.SEND_QUIESCE: Worker._send_quiesce,
     Action.SEND_RESUME: Worker._send_resume,
     Action.SEND_DRAIN: lambda w: w.lanes.order(msg.Drain(w._terms.drain_timeout_s)),
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),

@@ -36,7 +36,7 @@ TARGETS: Mapping[Why, Mapping[bool, Whose]] = {
     Why.OUTDATED: {True: Whose.OTHERS, False: Whose.OTHERS},
     Why.RESUMED: {True: Whose.NOBODYS, False: Whose.NOBODYS},
     Why.DISCARDED: {True: Whose.OTHERS, False: Whose.OTHERS},
-    # Those who replace it read the lane also while they are on their way up.
+    # There is always one that stays; what it does not read now, it will.
     Why.SURPLUS: {True: Whose.OWN, False: Whose.OWN},
     Why.SET_ASIDE: {True: Whose.OWN, False: Whose.NOBODYS},
     # It is to be undone by one word, and there is no other release that could have them.

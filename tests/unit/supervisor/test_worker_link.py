@@ -437,6 +437,20 @@ def test_the_wait_for_what_it_moves_has_a_bound(stage: Stage, monkeypatch: pytes
     assert "worker still hands over" in stage.text()
 
 
+def test_so_has_the_wait_for_one_that_was_quiesced_long_ago(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiesced(stage)
+    stage.channel.send(msg.HandedOver())
+    stage.until(lambda: not stage.worker.moving)
+    other = stage.lanes.make("r2")
+    assert other is not None
+    monkeypatch.setattr(worker_lanes, "MOVING_S", 0.05)
+    stage.worker.redirect(other.key)
+    assert stage.worker.moving
+    stage.until(lambda: not stage.worker.moving)  # it never answers
+
+
 def test_resumed_it_is_not_waited_for(stage: Stage) -> None:
     quiesced(stage)
     stage.worker.ask(Event.RESUME_ASKED)
