@@ -25,6 +25,7 @@ from quiesce.worker.net.counters import Counters
 from quiesce.worker.net.deadline import Together
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.gate import Gate, Neighbours
 from quiesce.worker.net.http_date import HttpDate
 from quiesce.worker.net.lane_reader import Arrival, Lanes
 from quiesce.worker.net.lane_writer import Target
@@ -51,6 +52,8 @@ class Daemon:
         limits: See :class:`~quiesce.worker.core.limits.Limits`.
         threads: 1 = a blocking application runs in the loop's thread; more = in a pool of so many.
         slot: A slot of the scoreboard (``memoryview`` of unsigned 64-bit integers), written in place.
+        neighbours: The workers that accept on the same listeners: who has more connections than its share lets them go
+            first.
         before_accept: Called before connections are accepted; it may call :meth:`quiesce`.
         access_log: Called once for each response of the application.
         ready_path: This path is answered here and not by the application: 200, or 503 while ``unready()``, and
@@ -61,7 +64,7 @@ class Daemon:
         accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
             affair, and :meth:`add_connection` is the way back.
         taken: The same for what comes by a lane, with :meth:`adopt`.
-        may_take: See :class:`~quiesce.worker.net.lane_reader.Lanes`.
+        may_take: See :class:`~quiesce.worker.net.lane_reader.Lanes`; in place of the gate's word.
         heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
@@ -74,6 +77,7 @@ class Daemon:
         limits: Limits = Limits(),  # noqa: B008  (immutable)
         threads: int = 1,
         slot: memoryview | None = None,
+        neighbours: Neighbours | None = None,
         before_accept: Callable[[], None] | None = None,
         access_log: AccessLog | None = None,
         ready_path: str = "",
@@ -81,7 +85,7 @@ class Daemon:
         connect: Connect | None = None,
         accepted: Accepted | None = None,
         taken: Callable[[list[Arrival]], None] | None = None,
-        may_take: Callable[[], bool] = lambda: True,
+        may_take: Callable[[], bool] | None = None,
         heartbeat: bool = True,
     ) -> None:
         self.app = app
@@ -90,6 +94,7 @@ class Daemon:
         self.access_log = access_log
         self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.counters = Counters(slot)
+        self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
@@ -105,8 +110,12 @@ class Daemon:
         self.roster = Roster(self.counters, counts_ip=limits.connections_per_ip > 0)
         self.moving: Mover | None = None  # who is told of connections that fall idle: they can move now
         self._mover = Mover(self)
-        self._lanes = Lanes(loop, taken or self._taken, self.check_empty, before_accept, may_take)
-        self._acceptor = Acceptor(loop, accepted or self._accepted, before_accept)
+        self._lanes = Lanes(
+            loop, taken or self._taken, self.check_empty, before_accept, may_take or self.gate.may_take
+        )
+        self._acceptor = Acceptor(
+            loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting
+        )
         self.connect: Connect = connect or Connection
         self._blocking = getattr(app, "blocking", True)
         self._pool = (
@@ -339,11 +348,15 @@ class Daemon:
         """The others: a request on its way, at work, or answered and not yet closed."""
         return self.counters.busy
 
-    def use_slot(self, slot: memoryview | None) -> None:
+    def use_slot(self, slot: memoryview | None, neighbours: Neighbours | None = None) -> None:
         """Count in this slot from now on; the figures so far go along."""
         if slot is not None:
             self.counters.move(slot)
             self.loop.slot = slot
+            self.gate.use(neighbours)
+
+    def _show_accepting(self, accepts: bool) -> None:
+        self.counters.slot[figures.ACCEPTING] = int(accepts)
 
     # -- calling the application ----------------------------------------------------------------------
 
@@ -399,6 +412,7 @@ class Daemon:
         self.counters.slot[figures.TURN_NS] = monotonic_ns()
         if self._pool is not None:
             self.counters.slot[figures.OLDEST_REQUEST_NS] = self._pool.oldest_ns
+        self.gate.beat()
         staying.show(self.counters.slot, self.roster.all if self._state is not life.State.SERVING else ())
         self._look()  # for requests that a thread is at already
         if self.draining:

@@ -9,6 +9,7 @@ from quiesce.shared.fdpass import close_all
 from quiesce.shared.scoreboard import Scoreboard
 from quiesce.worker import output
 from quiesce.worker.core.lane_record import version_for
+from quiesce.worker.net.gate import Neighbours
 from quiesce.worker.net.lane_writer import Target
 
 
@@ -20,6 +21,7 @@ class Inbox:
         self.lanes: dict[str, socket.socket] = {}  # read once the application has started
         self.scoreboard: Scoreboard | None = None
         self.slot: memoryview | None = None
+        self.neighbours: Neighbours | None = None
 
     def keep(self, incoming: Incoming) -> bool:
         """Take the message if it brings something to hold.  Its descriptors are then ours."""
@@ -58,6 +60,7 @@ class Inbox:
             board.close()  # what we have stays in force
             raise
         old, self.scoreboard, self.slot = self.scoreboard, board, slot
+        self.neighbours = Neighbours(board, message.slot)
         if old is not None:
             old.close()  # its descriptor; the memory stays while a slot of it is held
 

@@ -224,13 +224,12 @@ class Orders:
         assert isinstance(incoming.message, msg.Shed)
         target = target_of(incoming.message, incoming.fds)
         if target is not None:
-            count: int = incoming.message[0]  # by name it is the tuple's method, to a type checker
-            self._daemon.shed(count, target)
+            self._daemon.shed(incoming.message.most, target)
 
     def _scoreboard(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.UseScoreboard)
         self._inbox.attach(incoming.message, incoming.fds)
-        self._daemon.use_slot(self._inbox.slot)
+        self._daemon.use_slot(self._inbox.slot, self._inbox.neighbours)
 
     def _log(self, incoming: Incoming) -> None:
         output.use(one(incoming.fds))
