@@ -3,7 +3,7 @@
 import socket
 from typing import TYPE_CHECKING
 
-from quiesce.worker.core.connection import Event
+from quiesce.worker.core.connection import Event, State
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.termination import Termination, cause
@@ -111,6 +111,14 @@ class Client(EngineConnection):
     def _body_done(self, payload: bytes) -> None:
         self.trailers = getattr(self._decoder, "trailers", [])
         EngineConnection._body_done(self, payload)
+
+    def allowed_s(self, state: State) -> float:
+        own = self.timeout_s
+        return EngineConnection.allowed_s(self, state) if own is None else own
+
+    def _release(self) -> None:
+        EngineConnection._release(self)
+        self.handle.moved()
 
     def _close(self) -> None:
         EngineConnection._close(self)

@@ -392,5 +392,9 @@ class Connection:
         """The client has gone, and so has its socket."""
         self.daemon.connection_closed(self)
 
+    def moved(self) -> None:
+        """Another daemon has it now."""
+        self.daemon.connection_moved(self)
+
 
 _NONE = Request("", b"/")

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Container
 from enum import Enum
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.apps.base import App
+from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
@@ -22,6 +24,7 @@ from quiesce.worker.embedded.apps import AccessApp, RequestApp
 from quiesce.worker.embedded.client import Client
 from quiesce.worker.embedded.connection import AccessHandler, Connection
 from quiesce.worker.embedded.guard import guarded
+from quiesce.worker.embedded.hand_over import HandOver
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
 from quiesce.worker.embedded.modes.polling_threads import PollingThreads
@@ -32,6 +35,7 @@ from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import FD_SETSIZE, SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.lane_reader import Arrival
 from quiesce.worker.response import Response
 
 
@@ -181,6 +185,7 @@ class Daemon:
         self._listener: socket.socket | None = None
         self._listener_fd = -1
         self._address: Any = None
+        self._hand_over = HandOver()
         self._state = _State.NEW
         self._lock = threading.Lock()
         self._shell: ModeShell | None = None
@@ -252,6 +257,7 @@ class Daemon:
         if self._listener is not None:
             raise QuiesceError("the daemon listens; quiesce it first")
         self._running()
+        self.hand_over(None)
         self._take(_as_listener(listener))
 
     def stop(self, drain: float | None = None) -> None:
@@ -276,6 +282,7 @@ class Daemon:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()  # and never shut down: other processes may accept on it
+        self._hand_over.close()
 
     def drain(self, timeout_s: float) -> None:
         """Accept nobody, tell each client with its next answer that it is the last, and end after ``timeout_s`` what is
@@ -292,6 +299,46 @@ class Daemon:
         while self._admission.count and monotonic() < until:
             self._external().turn(max(0.0, until - monotonic()))
         return not self._admission.count
+
+    # -- live connections, from one daemon to another -----------------------------------------------
+
+    def hand_over(self, sock: socket.socket | None) -> int:
+        """Give live connections to a daemon in another process, which calls :meth:`receive` with the other end.
+
+        Each connection that is between two requests moves now, with what was read of the next one; each other one as
+        it falls idle, until :meth:`stop`, :meth:`resume` or ``hand_over(None)``.  Their clients notice
+        nothing: the sockets stay open.  Those whose answer is their last stay; so do all while nobody reads
+        fast enough, and are served here until there is room.  Callbacks are told that a
+        connection which moved has ended; what they keep of it stays here.
+
+        :meth:`quiesce` first, or new clients go on coming.  See to it that somebody reads: what lies in the socket
+        when its last reader ends is lost.
+
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed when
+                it hands over no more: then the other daemon's :meth:`receive` has come to its end.
+
+        Returns:
+            How many have moved to the socket that was given last.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        return self._hand_over.to(self._running().all_seats(), sock)
+
+    def receive(self, sock: socket.socket) -> None:
+        """Serve the live connections that another daemon hands over on this socket, until its end.
+
+        Policy and limits turn none of them away.  Their times go on where they were.  In a pool each thread takes some.
+
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed at
+                its end or by :meth:`stop`.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        self._hand_over.receive(self._running().seats, sock)
 
     # -- an application that turns the loop ------------------------------------------------------
 
@@ -398,7 +445,18 @@ class Daemon:
                 Rejected(503, "too many connections", retry_after_s=1)
             )
 
-    def _place(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> Client:
+    def _taken(self, seat: Seat, arrivals: list[Arrival]) -> None:
+        """By a lane: no policy and no limit turns them away, for they were let in."""
+        for record, sock, peer in arrivals:
+            self._admission.enter(peer)
+            try:
+                self._running().accepted(seat, sock, peer, record.local, record)
+            except Exception as exc:  # the others are not to blame; the socket is closed
+                print(f"quiesce: cannot serve a client: {exc}", file=sys.stderr, flush=True)
+
+    def _place(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+    ) -> Client:
         """In the seat's thread.  Who was admitted leaves again, whatever happens."""
         handle = Connection(self, seat, peer, local)
 
@@ -410,12 +468,20 @@ class Daemon:
 
         seat.engine.connect = connect
         try:
-            seat.engine.add_connection(sock, peer=peer, local=local)
+            if record is None:
+                seat.engine.add_connection(sock, peer=peer, local=local)
+            elif not seat.engine.adopt([Arrival(record, sock, peer)]):
+                raise OSError(errno.EINVAL, "it came by a lane, and cannot be watched")
         except BaseException:
             self._admission.leave(peer)
             raise
         if self._on_connection is not None:
             guarded(self._on_connection, handle, True)
+        if record is not None:
+            handle.client.go_on()
+        lane = self._hand_over.lane
+        if lane is not None and seat not in self._running().seats:  # one that was made for this client
+            seat.hand_over(lane)
         return handle.client
 
     def connection_closed(self, connection: Connection) -> None:
@@ -427,6 +493,11 @@ class Daemon:
         shell = self._shell
         if isinstance(shell, ThreadPerConnection):
             shell.left(connection.seat)
+
+    def connection_moved(self, connection: Connection) -> None:
+        """The same, but the client lives on elsewhere."""
+        self._hand_over.count_one()
+        self.connection_closed(connection)
 
     def request_ended(self, connection: Connection, state: Any, why: Termination) -> None:
         """A request's last word, in its connection's thread."""
@@ -478,7 +549,10 @@ class Daemon:
         def accepted(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
             self._accepted(seat, sock, peer, local, listener)
 
-        engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
+        def taken(arrivals: list[Arrival]) -> None:
+            self._taken(seat, arrivals)
+
+        engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, taken=taken, heartbeat=False)
         seat = Seat(loop, engine)
         return seat
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.request import Address
 from quiesce.worker.embedded.modes.base import Place
 from quiesce.worker.embedded.seat import Seat
@@ -30,10 +31,12 @@ class ThreadPerConnection:
     def start(self) -> None:
         self.seats[0].start("quiesce-accept")
 
-    def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
-        self.add(sock, peer, local)
+    def accepted(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+    ) -> None:
+        self.add(sock, peer, local, record)
 
-    def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
+    def add(self, sock: socket.socket, peer: Address, local: Address, record: Record | None = None) -> None:
         self._clear_up()
         try:
             seat = self._make_seat()
@@ -51,13 +54,15 @@ class ThreadPerConnection:
             # Under the lock, so that whoever stops us finds a thread in every seat.
             seat.start(
                 "quiesce-client",
-                lambda: self._serve(seat, sock, peer, local),
+                lambda: self._serve(seat, sock, peer, local, record),
                 lambda: self._over(seat),
             )
 
-    def _serve(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
+    def _serve(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
+    ) -> None:
         try:
-            self._place(seat, sock, peer, local)
+            self._place(seat, sock, peer, local, record)
         except OSError as exc:  # the socket is closed: this client is lost, nobody else
             print(f"quiesce: cannot serve a client: {exc}", file=sys.stderr, flush=True)
             self.left(seat)
