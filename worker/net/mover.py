@@ -12,7 +12,7 @@ from quiesce.worker.core.lane_record import ENVELOPE_BYTES, MAX_CONNECTIONS, MAX
 from quiesce.worker.loops.base import Timer
 from quiesce.worker.net.ending import IDLE
 from quiesce.worker.net.lane_writer import Target, is_gone
-from quiesce.worker.net.moving import Moving
+from quiesce.worker.net.moving import BETWEEN, Moving
 
 if TYPE_CHECKING:
     from quiesce.worker.daemon import Daemon
@@ -137,8 +137,8 @@ class Mover:
         if not self._waiting:
             return False
         if not self._share:
-            movable = min(max(self._daemon.idle, 1), len(self._waiting))
-            self._share = min(-(-movable // target.readers), MAX_CONNECTIONS)
+            movable = sum(connection.state in BETWEEN for connection in self._waiting)
+            self._share = min(max(-(-movable // target.readers), 1), MAX_CONNECTIONS)
         most = min(target.room(), self._share)
         if not most:
             self._pause()

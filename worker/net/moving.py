@@ -15,9 +15,9 @@ from quiesce.worker.net.ending import CLOSED, FRESH, HEAD, IDLE, Ending
 if TYPE_CHECKING:
     from quiesce.worker.core.request import Address
 
-_BETWEEN = (IDLE, FRESH, HEAD)
-_STATES = {state.value: state for state in _BETWEEN}
-_NAMES = {state: state.value for state in _BETWEEN}
+BETWEEN = (IDLE, FRESH, HEAD)
+_STATES = {state.value: state for state in BETWEEN}
+_NAMES = {state: state.value for state in BETWEEN}
 # A deadline may have passed in the lane, with a request waiting in the socket: that gets its look first.
 _GRACE_S = 1.0
 
@@ -57,7 +57,7 @@ class Moving(Ending):
     def is_between(self) -> bool:
         """Is there nothing to it but its socket and a few bytes?  Under the lock."""
         return (
-            self.state in _BETWEEN
+            self.state in BETWEEN
             and self.exchange is None
             and not self._queue
             and len(self._input) <= MAX_INPUT_BYTES
@@ -139,7 +139,7 @@ class Moving(Ending):
     def go_on_here(self) -> None:
         """Look at what was read and is not parsed.  Harmless when there is nothing."""
         with self.lock:
-            if not self._input or self._parsing or self.state not in _BETWEEN:
+            if not self._input or self._parsing or self.state not in BETWEEN:
                 return
             data, self._input = self._input, b""
         self._process(data)
