@@ -24,6 +24,16 @@ def unquote(raw: bytes) -> bytes:
     return b"".join(parts)
 
 
+def split_target(target: bytes) -> tuple[bytes, str, bytes]:
+    """The path as sent, the path decoded (UTF-8, or else Latin-1), and the query, of a target in origin-form."""
+    path, _, query = target.partition(b"#")[0].partition(b"?")
+    decoded = unquote(path)
+    try:
+        return path, decoded.decode(), query
+    except UnicodeDecodeError:
+        return path, decoded.decode("latin-1"), query
+
+
 class Request:
     """What the client asked for.
 
@@ -66,14 +76,7 @@ class Request:
                 target = b"/" if query < 0 else b"/" + target[query:]
             else:
                 target = target[start:]
-        target = target.partition(b"#")[0]
-        path, _, self._query = target.partition(b"?")
-        self._raw_path = path
-        decoded = unquote(path)
-        try:
-            self._path = decoded.decode()
-        except UnicodeDecodeError:
-            self._path = decoded.decode("latin-1")
+        self._raw_path, self._path, self._query = split_target(target)
 
     @property
     def asks_keep_alive(self) -> bool:
