@@ -1,8 +1,8 @@
 """Lines of heads that were judged before: a client that repeats itself costs a look-up for each line.  Pure.
 
 A request line, and a field but those that decide about the message, mean the same wherever they stand.  So a line that
-was found to be good once is good; what is not known goes to the parser, and any doubt to its judgement of the whole head,
-whose words are the ones that clients see.
+was found to be good once is good; what is not known goes to the parser, and any doubt to its judgement of the whole
+head, whose words are the ones that clients see.
 """
 
 from collections.abc import Callable
