@@ -6,7 +6,8 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 import socket
 from _thread import get_ident
 from collections.abc import Callable
-from time import gmtime, monotonic_ns, time
+from math import inf
+from time import gmtime, monotonic, monotonic_ns, time
 
 from quiesce.worker.apps.base import App
 from quiesce.worker.core import drain as life
@@ -19,7 +20,7 @@ from quiesce.worker.loops.base import Loop, Timer
 from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
-from quiesce.worker.net.counters import Counters
+from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.stream import Connection
@@ -78,7 +79,6 @@ class Daemon:
         self.limits = limits
         self.access_log = access_log
         self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
-        self.counters = Counters(slot)
         self.parser = HeadParser(limits)
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
@@ -98,13 +98,15 @@ class Daemon:
         self._pool = (
             ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
         )
+        self.counters = Counters(slot) if self._pool is None else SharedCounters(slot)
+        self._handle = app.handle
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
         getattr(app, "when_idle", lambda callback: None)(self._call_over)
-        self._second = 0
         self._date = b""
         self._date_line = b""
+        self._date_until = -inf  # of the clock that does not jump
         self._thread: int | None = None
         if slot is not None:
             loop.slot = slot
@@ -269,17 +271,23 @@ class Daemon:
 
     def call(self, exchange: Exchange) -> None:
         """Have a request answered, here or by the pool."""
+        now = monotonic_ns()
+        if not exchange.since_ns:
+            exchange.since_ns = now
         if self._ready_path and self._answer_ready(exchange):
             return
         if self._pool is not None:
             self._pool.submit(exchange)
             return
         slot = self.counters.slot
-        slot[figures.IN_REQUEST_SINCE_NS] = monotonic_ns()
+        slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
-        self._call(exchange)
+        try:
+            self._handle(exchange)
+        except BaseException as exc:  # SystemExit too: one request does not end the process
+            exchange.fail(exc)
         self._in_call = False
-        slot[figures.IN_REQUEST_SINCE_NS] = 0
+        slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self._check_empty()
 
@@ -309,19 +317,20 @@ class Daemon:
 
     def date(self) -> bytes:
         """The value of the Date field (RFC 9110 §5.6.7), made once a second."""
-        self.date_line()
+        self.date_line(monotonic())
         return self._date
 
-    def date_line(self) -> bytes:
-        """The Date field as a whole line."""
-        second = int(time())
-        if second != self._second:
-            now = gmtime(second)  # not strftime: names of days are English, whatever the locale
+    def date_line(self, now: float) -> bytes:
+        """The Date field as a whole line.  ``now``: of CLOCK_MONOTONIC."""
+        if now >= self._date_until:
+            exact = time()
+            then = gmtime(int(exact))  # not strftime: names of days are English, whatever the locale
             date = (
-                f"{_DAYS[now.tm_wday]}, {now.tm_mday:02} {_MONTHS[now.tm_mon - 1]} {now.tm_year} "
-                f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02} GMT"
+                f"{_DAYS[then.tm_wday]}, {then.tm_mday:02} {_MONTHS[then.tm_mon - 1]} {then.tm_year} "
+                f"{then.tm_hour:02}:{then.tm_min:02}:{then.tm_sec:02} GMT"
             ).encode()
-            self._date, self._date_line, self._second = date, b"Date: %s\r\n" % date, second
+            self._date, self._date_line = date, b"Date: %s\r\n" % date
+            self._date_until = now + 1 - exact % 1  # the next full second
         return self._date_line
 
     # -- the daemon's own life ------------------------------------------------------------------------------

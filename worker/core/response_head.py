@@ -29,7 +29,7 @@ class BadResponse(ValueError):
 class Head:
     """A checked head without framing, Date and Connection, which depend on what comes after it."""
 
-    __slots__ = ("close", "dated", "length", "lines", "status")
+    __slots__ = ("close", "dated", "is_plain", "length", "lines", "status")
 
     def __init__(self, status: int, lines: bytes, length: int, close: bool, dated: bool) -> None:
         self.status = status
@@ -37,6 +37,7 @@ class Head:
         self.length = length  # what Content-Length says, -1 if it is not given
         self.close = close  # the application said Connection: close
         self.dated = dated
+        self.is_plain = length < 0 and not close and status not in _NO_BODY  # says nothing about its framing
 
     def fields(self) -> list[Header]:
         """What was said, as pairs."""

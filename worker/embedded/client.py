@@ -68,11 +68,13 @@ class Client(EngineConnection):
         if self.exchange is None and self._answered is None and self.handle.has_request:
             self._ended(self._cause or Termination.READ_ERROR)  # the engine has taken it away
 
-    def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
+    def complete(
+        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
+    ) -> None:
         if self.exchange is not exchange:
             return
         self._answered = exchange
-        EngineConnection.complete(self, exchange, keep, data, more)
+        EngineConnection.complete(self, exchange, keep, data, more, now)
         if self._answered is exchange and self.state is IDLE:
             self._ended(Termination.COMPLETED_OK)
         if self.state is IDLE and self.timeout_s is not None:

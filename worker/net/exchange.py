@@ -7,7 +7,7 @@ in the application's place (408, 503), everything here goes on working and does 
 import os
 import sys
 from collections.abc import Callable, Iterable
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import IO, TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
@@ -32,6 +32,7 @@ class Exchange:
 
     # Defaults on the class: most requests change few of them, and storing twenty costs a microsecond.
     body: IO[bytes] | None = None
+    since_ns = 0  # when the head was complete, CLOCK_MONOTONIC
     status = 0  # 0 = start() was not called
     started = False  # bytes of the head are out
     finished = False
@@ -53,10 +54,9 @@ class Exchange:
     _paused = False
     _pending: list[bytes] | None = None
 
-    def __init__(self, connection: "Connection", request: Request, since: float) -> None:
+    def __init__(self, connection: "Connection", request: Request) -> None:
         self._connection = connection
         self.request = request
-        self.since = since  # when the head was complete
 
     # -- the response -------------------------------------------------------------------
 
@@ -184,18 +184,27 @@ class Exchange:
             self._close_body()
             return
         connection = self._connection
+        head, request, body = response.head, self.request, response.body
         self.status = response.status
-        self._head = response.head
-        body = response.body
-        assert isinstance(body, bytes)
-        self._no_body = self.request.method == "HEAD" or has_no_body(response.status)
-        if self._no_body or response.head.length not in (-1, len(body)):
+        assert type(body) is bytes
+        if not head.is_plain or request.method == "HEAD":
+            self._head = head
             self.finish(body)
             return
-        self._last = self._is_last(response.head)
-        self.started = True
+        line = b""
+        if self._last or not request.keep_alive or not self.body_complete or connection.daemon.closing:
+            self._last = self._is_last(head)
+        if self._last or self.says_keep_alive or request.version == "1.0":
+            line = self._connection_line()
+        now = monotonic()
+        date = connection.daemon.date_line(now)
+        self.started = self.finished = True
         self.body_sent = len(body)
-        self._done(response.wire(connection.daemon.date_line(), self._connection_line()))
+        cached = response._cached
+        wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
+        if self.body is not None:
+            self.body.close()
+        connection.complete(self, not self._last, wire, b"", now)
 
     def leave(self) -> None:
         """Whatever the answer says, it is this connection's last."""
@@ -355,7 +364,7 @@ class Exchange:
                 self._last = True
         self._left = length
         self._last = self._is_last(head)
-        date = b"" if head.dated else self._connection.daemon.date_line()
+        date = b"" if head.dated else self._connection.daemon.date_line(monotonic())
         return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
@@ -380,7 +389,7 @@ class Exchange:
 
     def seconds(self) -> float:
         """Since the head was complete."""
-        return monotonic() - self.since
+        return (monotonic_ns() - self.since_ns) / 1e9
 
 
 def _as_bytes(data: Any) -> bytes:

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from math import inf
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
 from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
@@ -218,19 +218,20 @@ class Connection(Ending):
             request.scheme = self.scheme
             request.peer = self.peer
             request.local = self.local
-            if self.probe:
-                pass
-            else:
+            if not self.probe:
                 daemon.counters.request(self._received, not self.busy)
                 self._received = 0
                 self.busy = True
             if request.length == 0:
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
-                exchange = self.exchange = Exchange(self, request, monotonic())
+                exchange = self.exchange = Exchange(self, request)
                 daemon.call(exchange)
             else:
                 self._begin_body(request)
+            if self.state is IDLE and not self._input:  # the usual case; what is idle is nobody's but ours
+                self._parsing = False
+                break
             with self.lock:
                 if self.state is not IDLE or not self._input:
                     self._parsing = False
@@ -271,7 +272,8 @@ class Connection(Ending):
         self._since = self._rested = monotonic()
         self._read = 0
         data, self._input = self._input, b""
-        exchange = Exchange(self, request, self._since)
+        exchange = Exchange(self, request)
+        exchange.since_ns = monotonic_ns()
         self.exchange = exchange
         if not daemon.app.streams_body:
             self.event(Event.REQUEST_BODY)
@@ -420,37 +422,37 @@ class Connection(Ending):
             self.update_interest()
             self.arm(self.daemon.limits.send_timeout)
 
-    def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
-        """The response is complete: these are its last bytes.
+    def complete(
+        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
+    ) -> None:
+        """The response is complete: these are its last bytes.  ``now``: if somebody knows it already.
 
         Sent and taken note of under one lock: a client that is quick with its next request must find the
         connection idle, or the loop would have to be woken for it.
         """
         daemon = self.daemon
+        quiet = False
         with self.lock:
             if self.exchange is not exchange:
                 return
             if data:
                 self._push(data, more)
             sent = self.sent - self._reported
-            self._reported += sent
-            is_idle = keep and exchange.body_complete and not self._queue and not self.broken
-            # Counted first: the loop sees IDLE without the lock, and counts the next request, or the end.
-            if not self.probe:
-                daemon.counters.response(exchange.status, sent, -(is_idle and self.busy))
-            if not keep:
-                self.state = FLUSHING
-            elif not exchange.body_complete:
-                self.state = SKIPPING
-            elif not is_idle:
-                self.state = SENDING
-            else:
-                timeout = daemon.limits.idle_timeout
-                self._deadline = monotonic() + timeout if timeout else inf
-                self.busy = False
-                self.state = IDLE
+            self._reported = self.sent
             self.exchange = None
-            quiet = self.state is IDLE and not ((self._input and not self._parsing) or self._eof)
+            # Counted before the state says so: the loop sees IDLE without the lock, and counts the next request.
+            if keep and exchange.body_complete and not self._queue and not self.broken:
+                if not self.probe:
+                    daemon.counters.response(exchange.status, sent, -self.busy)
+                timeout = daemon.limits.idle_timeout
+                self._deadline = (now or monotonic()) + timeout if timeout else inf
+                self.busy = False
+                quiet = not self._eof and (self._parsing or not self._input)
+                self.state = IDLE
+            else:
+                if not self.probe:
+                    daemon.counters.response(exchange.status, sent, 0)
+                self.state = FLUSHING if not keep else SENDING if exchange.body_complete else SKIPPING
         # From here on the loop may have begun with the next request.
         if daemon.access_log is not None and not self.probe:
             daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
