@@ -19,6 +19,7 @@ _DROPPED = frozenset(
 )
 _CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
 _SPECIAL = _DROPPED | {_CONNECTION, _LENGTH, _DATE}
+_MOST_KEPT = 2048  # bytes of a head
 _names: dict[bytes, bytes] = {}  # as given → lower case; bounded
 
 
@@ -104,6 +105,24 @@ def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
     ):
         raise BadResponse("a status or header holds CR, LF, NUL or another control character")
     return Head(status, lines, length, close, dated)
+
+
+class HeadMemo:
+    """Heads that were encoded before, by what the application said.  Bounded; nothing with Set-Cookie stays."""
+
+    def __init__(self, most: int = 500) -> None:
+        self._most = most
+        self._heads: dict[object, Head] = {}
+        self.get = self._heads.get
+        """``get((status, *headers))``; TypeError if that cannot be a key: then it is encoded afresh."""
+
+    def keep(self, key: object, head: Head) -> None:
+        """Answer with this head from now on."""
+        if len(head.lines) > _MOST_KEPT or b"\r\nset-cookie:" in head.lines.lower():
+            return
+        if len(self._heads) >= self._most:
+            self._heads.clear()
+        self._heads[key] = head
 
 
 def has_no_body(status: int) -> bool:

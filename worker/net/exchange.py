@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
 from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_body
+from quiesce.worker.net.output import JOIN_BELOW
 
 if TYPE_CHECKING:
     from quiesce.worker.net.stream import Connection
@@ -160,6 +161,8 @@ class Exchange:
             return
         connection = self._connection
         if not self.started:
+            if self._finish_plain(data):
+                return
             head = self._frame(len(data) if self._whole < 0 else self._whole)
             if not self._no_body and len(data) == self._left:
                 self._left = 0
@@ -178,33 +181,60 @@ class Exchange:
             return
         self._done(b"0\r\n%s\r\n" % self.trailers if self._chunked and not self._no_body else b"")
 
+    def _finish_plain(self, data: bytes) -> bool:
+        """The usual case of :meth:`finish`: all of the body is here, and is as long as was said, if it was."""
+        head = self._head
+        size = len(data)
+        if head is None or self.request.method == "HEAD" or self._whole >= 0 or size > JOIN_BELOW:
+            return False
+        framing = b""
+        if head.length != size:
+            if not head.is_plain:
+                return False
+            framing = b"Content-Length: %d\r\n" % size
+        elif head.close or has_no_body(head.status):
+            return False
+        line = self._last_words(head)
+        now = monotonic()
+        date = b"" if head.dated else self._connection.daemon.date_line(now)
+        self._answer(b"".join((head.lines, date, framing, line, b"\r\n", data)), size, now)
+        return True
+
     def respond(self, response: Response) -> None:
         """Send a whole response with a body in bytes, from its cache if it has it."""
         if self.disconnected:
             self._close_body()
             return
-        connection = self._connection
-        head, request, body = response.head, self.request, response.body
+        head, body = response.head, response.body
         self.status = response.status
         assert type(body) is bytes
-        if not head.is_plain or request.method == "HEAD":
+        if not head.is_plain or self.request.method == "HEAD":
             self._head = head
             self.finish(body)
             return
-        line = b""
-        if self._last or not request.keep_alive or not self.body_complete or connection.daemon.closing:
-            self._last = self._is_last(head)
-        if self._last or self.says_keep_alive or request.version == "1.0":
-            line = self._connection_line()
+        line = self._last_words(head)
         now = monotonic()
-        date = connection.daemon.date_line(now)
-        self.started = self.finished = True
-        self.body_sent = len(body)
+        date = self._connection.daemon.date_line(now)
         cached = response._cached
         wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
+        self._answer(wire, len(body), now)
+
+    def _last_words(self, head: Head) -> bytes:
+        """Decide whether this answer is the last one.  Returns the Connection line that says so."""
+        request = self.request
+        if self._last or not request.keep_alive or not self.body_complete or self._connection.daemon.closing:
+            self._last = self._is_last(head)
+        elif request.version == "1.1" and not self.says_keep_alive:
+            return b""
+        return self._connection_line()
+
+    def _answer(self, wire: bytes, size: int, now: float) -> None:
+        """Send a whole response."""
+        self.started = self.finished = True
+        self.body_sent = size
         if self.body is not None:
             self.body.close()
-        connection.complete(self, not self._last, wire, b"", now)
+        self._connection.complete(self, not self._last, wire, b"", now)
 
     def leave(self) -> None:
         """Whatever the answer says, it is this connection's last."""
