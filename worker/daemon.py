@@ -99,6 +99,7 @@ class Daemon:
             ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
         )
         self.counters = Counters(slot) if self._pool is None else SharedCounters(slot)
+        self.is_inline = self._pool is None  # the application is called in the loop's thread
         self._handle = app.handle
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.

@@ -304,6 +304,7 @@ def _decide(request: Request, deciding: list[Header], body_limit: int) -> list[b
     expected = _elements(values.get(b"expect", ()))
     if expected - {b"100-continue"}:
         raise Rejected(417, "the only expectation known here is 100-continue")
+    request.offers_upgrade = b"upgrade" in values
     request.expects_continue = bool(expected) and request.version == "1.1"
     return hosts
 

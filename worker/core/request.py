@@ -56,6 +56,7 @@ class Request:
     # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
     length = 0  # of the body in bytes; -1 = chunked
     expects_continue = False
+    offers_upgrade = False
     _raw_path: bytes | None = None
 
     def __init__(
@@ -83,6 +84,13 @@ class Request:
         """Connection says keep-alive in so many words, and not close."""
         said = b",".join(value for name, value in self.headers if name == b"connection").lower()
         return self.keep_alive and b"keep-alive" in said
+
+    @property
+    def split(self) -> tuple[bytes, str, bytes]:
+        """``raw_path``, ``path`` and ``query``."""
+        if self._raw_path is None:
+            self._split()
+        return self._raw_path, self._path, self._query  # type: ignore[return-value]
 
     @property
     def raw_path(self) -> bytes:

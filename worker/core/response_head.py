@@ -114,7 +114,7 @@ class HeadMemo:
         self._most = most
         self._heads: dict[object, Head] = {}
         self.get = self._heads.get
-        """``get((status, *headers))``; TypeError if that cannot be a key: then it is encoded afresh."""
+        """``get(key)``, of status and headers; TypeError if they cannot be a key: then they are encoded afresh."""
 
     def keep(self, key: object, head: Head) -> None:
         """Answer with this head from now on."""

@@ -80,6 +80,9 @@ class Client(EngineConnection):
         if self.state is IDLE and self.timeout_s is not None:
             self.arm(self.timeout_s)
 
+    def _another_follows(self) -> bool:
+        return False  # an answer is told to have been sent when it has been
+
     def _loud(self, heard: bool) -> None:
         EngineConnection._loud(self, heard)
         if self.broken and not self.closed:

@@ -229,6 +229,8 @@ class Connection(Ending):
                 daemon.call(exchange)
             else:
                 self._begin_body(request)
+            if self._held is not None and self.state is not IDLE:
+                self._loud(self.release_held())
             if self.state is IDLE and not self._input:  # the usual case; what is idle is nobody's but ours
                 self._parsing = False
                 break
@@ -239,6 +241,12 @@ class Connection(Ending):
                 data, self._input = self._input, b""
         if self._eof and self.state is IDLE:
             self.event(Event.PEER_DONE)
+
+    def _another_follows(self) -> bool:
+        """Is the next request there, so that its answer can take this one along?  16 small answers in one send cost
+        a fifth.  Only where the application answers in this thread: another one may take its time.
+        """
+        return self.daemon.is_inline and self._input[0] > 13 and self._input.find(b"\r\n\r\n") > 0
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """RFC 9112 §2.2: empty lines in front of a request line are ignored."""
@@ -435,7 +443,8 @@ class Connection(Ending):
         with self.lock:
             if self.exchange is not exchange:
                 return
-            if data:
+            goes_on = keep and self._parsing and self._input and exchange.body_complete
+            if data and not (goes_on and self._another_follows() and self._hold(data)):
                 self._push(data, more)
             sent = self.sent - self._reported
             self._reported = self.sent
