@@ -214,7 +214,6 @@ class Daemon:
         return connection
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
-        sock.setblocking(False)
         limits = self.limits
         connection = self.connect(self, sock, peer, local, "http", False)
         full = self._add(connection) > limits.connections > 0

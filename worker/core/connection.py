@@ -24,6 +24,8 @@ class State(Enum):
     LINGERING = "lingering"  # our FIN is out: we read until theirs comes, or our close would be a reset
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and each step looks twice into a table
+
 
 class Event(Enum):
     BYTES = "bytes of a head that is not complete"
@@ -40,6 +42,8 @@ class Event(Enum):
     DEADLINE = "the time for this state is over"
     END = "the drain's time is over: finish politely"
     LOST = "reset by the client, or cut by us"
+
+    __hash__ = object.__hash__
 
 
 class Action(Enum):

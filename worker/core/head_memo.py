@@ -41,6 +41,7 @@ class HeadMemo:
         self._lines: dict[bytes, Line] = {}
         self._hosts: dict[bytes, Header] = {}
         self._fields: dict[bytes, Header] = {}
+        self._closing: dict[bytes, Header] = {}  # lines that say Connection: close
 
     def request(self, head: bytes) -> Request | None:
         """A request of HTTP/1.1 in origin-form that has no body, with Host as its first field and nothing
@@ -81,7 +82,19 @@ class HeadMemo:
 
     def _fill(self, lines: list[bytes], headers: list[Header]) -> bool | None:
         """Judge what is not known; may the connection be kept?  None: any doubt."""
-        places = [place for place, header in enumerate(headers) if not header]
+        keep = True
+        places: list[int] = []
+        for place, header in enumerate(headers):
+            if header:
+                continue
+            closing = self._closing.get(lines[place + 1])
+            if closing is None:
+                places.append(place)
+            else:
+                headers[place] = closing
+                keep = False
+        if not places:
+            return keep
         if len(places) > _MOST_NEW:
             return None
         judged = self._judge_fields(b"\r\n".join([lines[place + 1] for place in places]), len(places))
@@ -90,16 +103,21 @@ class HeadMemo:
         for place, header in zip(places, judged[0], strict=True):
             headers[place] = header
             self._keep(lines[place + 1], header)
-        return judged[1]
+        return keep and judged[1]
 
     def _keep(self, line: bytes, header: Header) -> None:
         name, value = header
         if name in _SECRET or len(line) > _LONGEST:
             return
-        if name == b"connection" and value.lower() != b"keep-alive":
-            return  # this one says only what goes without saying
-        _make_room(self._fields)
-        self._fields[line] = header
+        known = self._fields
+        if name == b"connection":
+            value = value.lower()
+            if value == b"close":
+                known = self._closing
+            elif value != b"keep-alive":  # which says only what goes without saying
+                return
+        _make_room(known)
+        known[line] = header
 
     def learn(self, head: bytes, headers: list[Header]) -> None:
         """The whole of a head was good, and decides nothing but the one Host, its first field, and Connection."""

@@ -34,6 +34,7 @@ class Listener:
         self.sock = sock
         self.fd = sock.fileno()
         self.watched = False
+        self.family, self.proto = int(sock.family), sock.proto
         self.is_inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         self._local: Address = None
         if self.is_inet:
@@ -152,7 +153,7 @@ class Acceptor:
         except OSError as exc:
             return self._failed(listener, exc)
         # With family and type given, no getsockopt is needed to ask for them.
-        sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, listener.sock.proto, fd)
+        sock = socket.socket(listener.family, socket.SOCK_STREAM, listener.proto, fd)
         self._accepted(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
         return True
 

@@ -138,6 +138,7 @@ class Output:
                 os.close(fd)
                 return True
             heard = bool(self._queue)
+            self.sock.setblocking(False)  # sendfile has no MSG_DONTWAIT
             if self._held is not None:
                 self._push(b"", b"")
             if self._queue is None:
