@@ -48,7 +48,8 @@ class Upkeep:
         self._log = crew.log
         self._owner = owner
         self.replaced: set[str] = set()  # ids of stuck workers that leave when their successors accept
-        self._samples: deque[tuple[float, Generation, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
+        # By the release's id: a generation would be kept alive for a minute, with all that it was made from.
+        self._samples: deque[tuple[float, str, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
         self._respawn = self._loop.call_at(self._loop.now(), lambda: None)
         self._tick()
 
@@ -152,7 +153,7 @@ class Upkeep:
         """What this generation answered in the last minute."""
         horizon = self._loop.now() - MINUTE_S
         for at, whose, sample in self._samples:
-            if at >= horizon and whose is generation:
+            if at >= horizon and whose == generation.release.id:
                 return generation.sample().since(sample)
         return generation.sample()
 
@@ -162,7 +163,7 @@ class Upkeep:
         now = self._loop.now()
         serving = self._owner.serving
         if serving is not None:
-            self._samples.append((now, serving, serving.sample()))
+            self._samples.append((now, serving.release.id, serving.sample()))
             # The past is forgiven when the youngest has lived long: its healthy twins prove nothing.
             youngest = max((worker.accepting_since or now for worker in serving), default=now)
             serving.backoff = backoff.after_life(serving.backoff, now - youngest, now)
