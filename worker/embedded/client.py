@@ -1,6 +1,7 @@
 """The engine's connection that tells how each of its requests ended.  One loop's thread."""
 
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quiesce.worker.core.connection import Event
@@ -37,7 +38,7 @@ class Client(EngineConnection):
     ) -> None:
         self.handle = handle
         self.timeout_s: float | None = None
-        self.trailers: list[tuple[bytes, bytes]] = []
+        self.trailers: Sequence[tuple[bytes, bytes]] = ()
         self._answered: Exchange | None = None
         self._cause: Termination | None = None
         self._at_fault = False  # the application
@@ -114,7 +115,7 @@ class Client(EngineConnection):
         Timed.arm(self, seconds if own is None or self.state is LINGERING else own)
 
     def _body_done(self, payload: bytes) -> None:
-        self.trailers = getattr(self._decoder, "trailers", [])
+        self.trailers = getattr(self._decoder, "trailers", ())
         EngineConnection._body_done(self, payload)
 
     def _close(self) -> None:

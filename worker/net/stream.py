@@ -96,8 +96,10 @@ class Connection(Ending):
                 return
             if not events & READ or self.closed:
                 return
+        state = self.state
+        ahead = state is WORKING or state is SENDING  # then no more than _AHEAD is kept
         try:
-            data = self.sock.recv(_RECV, socket.MSG_DONTWAIT)
+            data = self.sock.recv(max(_AHEAD - len(self._input), 1) if ahead else _RECV, socket.MSG_DONTWAIT)
         except _AGAIN:
             return
         except OSError:  # reset, or closed in this very turn
