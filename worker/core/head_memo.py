@@ -6,6 +6,7 @@ head, whose words are the ones that clients see.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.request import Header, Request, split_target
@@ -38,6 +39,7 @@ class HeadMemo:
         self._limits = limits
         self._judge_line = judge_line
         self._judge_fields = judge_fields
+        self._heads: dict[bytes, tuple[Line, list[Header]]] = {}  # short ones, that came more than once
         self._lines: dict[bytes, Line] = {}
         self._hosts: dict[bytes, Header] = {}
         self._fields: dict[bytes, Header] = {}
@@ -47,6 +49,9 @@ class HeadMemo:
         """A request of HTTP/1.1 in origin-form that has no body, with Host as its first field and nothing
         unusual in it; None: look at it closely.
         """
+        whole = self._heads.get(head)
+        if whole is not None:
+            return _made(whole[0], whole[1].copy())
         lines = head[:-4].split(b"\r\n")
         fields = len(lines) - 1
         if not fields or fields > self._limits.header_count or len(head) > self._limits.header_bytes:
@@ -56,19 +61,19 @@ class HeadMemo:
         if line is None or host is None:
             return None
         headers = [host]
-        keep = True
         if fields > 1:
             headers += map(self._fields.get, lines[2:])  # type: ignore[arg-type]
             if not all(headers):
-                judged = self._fill(lines, headers)
-                if judged is None:
+                keep = self._fill(lines, headers)
+                if keep is None:
                     return None
-                keep = judged
-        request = Request(line[0], line[1], "1.1", headers)
-        if not keep:
-            request.keep_alive = False
-        _, _, request._raw_path, request._path, request._query = line
-        return request
+                request = _made(line, headers)
+                request.keep_alive = keep
+                return request
+        if len(head) <= _LONGEST:  # nothing in it was new
+            _make_room(self._heads)
+            self._heads[head] = line, headers.copy()
+        return _made(line, headers)
 
     def _learn_line(self, line: bytes) -> Line | None:
         judged = self._judge_line(line)
@@ -129,6 +134,12 @@ class HeadMemo:
             self._keep(line, header)
 
 
-def _make_room(known: dict[bytes, Line] | dict[bytes, Header]) -> None:
+def _made(line: Line, headers: list[Header]) -> Request:
+    request = Request(line[0], line[1], "1.1", headers)
+    _, _, request._raw_path, request._path, request._query = line
+    return request
+
+
+def _make_room(known: dict[bytes, Any]) -> None:
     if len(known) >= _MOST:
         known.clear()

@@ -205,19 +205,34 @@ class Exchange:
         if self.disconnected:
             self._close_body()
             return
-        head, body = response.head, response.body
+        head, body, request, connection = response.head, response.body, self.request, self._connection
         self.status = response.status
         assert type(body) is bytes
-        if not head.is_plain or self.request.method == "HEAD":
+        if not head.is_plain or request.method == "HEAD":
             self._head = head
             self.finish(body)
             return
-        line = self._last_words(head)
+        daemon = connection.daemon
+        if (
+            self._last
+            or not request.keep_alive
+            or not self.body_complete
+            or daemon.closing
+            or self.says_keep_alive
+            or request.version != "1.1"
+        ):
+            line = self._last_words(head)
+        else:
+            line = b""
         now = monotonic()
-        date = self._connection.daemon.date_line(now)
+        date = daemon.date_line(now)
         cached = response._cached
         wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
-        self._answer(wire, len(body), now)
+        self.started = self.finished = True
+        self.body_sent = len(body)
+        if self.body is not None:
+            self.body.close()
+        connection.complete(self, not self._last, wire, b"", now)
 
     def _last_words(self, head: Head) -> bytes:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""

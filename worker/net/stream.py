@@ -197,7 +197,7 @@ class Connection(Ending):
         daemon = self.daemon
         self._parsing = True
         while True:
-            if data[:1] in (b"\r", b"\n"):
+            if data[:1] <= b"\r":  # CR, LF; what else is so low is refused by the parser
                 data = self._skip_empty_lines(data)
             end = data.find(b"\r\n\r\n")
             if end < 0:
