@@ -89,12 +89,11 @@ def main() -> None:
     wanted = chosen(args.scenarios, names, "scenario")
     with tempfile.TemporaryDirectory(prefix="quiesce-bench-") as directory:
         workshop = Workshop(Path(directory), args.venv)
-        there = workshop.prepare()
+        there = workshop.prepare(chosen(args.servers, list(LABELS), "server"))
         servers: list[Server] = []
         try:
-            for name in chosen(args.servers, list(LABELS), "server"):
-                if name in there:
-                    servers.append(Server.start(name, workshop, cores[0]))
+            for name in there:
+                servers.append(Server.start(name, workshop, cores[0]))
             results = compare(servers, [s for s in SCENARIOS if s.name in wanted], workshop, args)
         finally:
             for server in servers:

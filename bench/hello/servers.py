@@ -11,9 +11,10 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
+from scenarios import FILE_BYTES
+
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / ".src"
-OURS = ("native", "daemon", "wsgi", "wsgi-pool", "asgi", "asgi-asyncio")
 LABELS = {
     "native": "native, inline",
     "daemon": "`quiesce.Daemon`",
@@ -44,30 +45,35 @@ class Workshop:
         self.file = directory / "file"
         self.requests = directory / "requests"
 
-    def prepare(self) -> list[str]:
-        """Build everything.  Returns the names of the servers that there are; says why one is missing."""
+    def prepare(self, wanted: list[str]) -> list[str]:
+        """Build what these servers need.  Returns those that there can be; says why one is missing."""
         if shutil.which("cc") is None:
             sys.exit(f"bench: there is no C compiler for the load client; run: {APT}")
         self._compile("load.c", self.load)
         self.requests.mkdir()
-        self.file.write_bytes(bytes(range(256)) * 4096)
-        names = list(OURS)
-        if self._install():
-            names.append("uvicorn")
-        elif not self._can_serve_ourselves():
-            sys.exit("bench: no interpreter with httptools: run this by ./dev sh python bench/hello")
-        else:
-            say(f"without uvicorn: no index in reach; pass --venv DIR of one with {' '.join(PIP)}")
-        try:
-            self._compile("mhd.c", self.mhd, "-lmicrohttpd")
-            names.append("mhd")
-        except subprocess.CalledProcessError:
-            say(f"without libmicrohttpd: it does not compile here; run: {APT}")
-        return names
+        self.file.write_bytes(bytes(range(256)) * (FILE_BYTES // 256))
+        there = list(wanted)
+        if not {"uvicorn", "asgi"} & set(wanted):
+            self.environment = Path(sys.prefix)
+        elif not self._install():
+            say(f"without uvicorn and uvloop: pip cannot get them; pass --venv DIR that has {' '.join(PIP)}")
+            there = [name for name in there if name not in ("uvicorn", "asgi")]
+            self.environment = Path(sys.prefix)
+        if subprocess.run(
+            [self.python, "-c", "import httptools"], capture_output=True, check=False
+        ).returncode:
+            sys.exit(f"bench: {self.python} has no httptools; run this by: ./dev sh python bench/hello")
+        if "mhd" in there and not self._compile("mhd.c", self.mhd, "-lmicrohttpd"):
+            say(f"without libmicrohttpd: mhd.c does not compile here; run: {APT}")
+            there.remove("mhd")
+        return there
 
-    def _compile(self, source: str, target: Path, *libraries: str) -> None:
+    def _compile(self, source: str, target: Path, *libraries: str) -> bool:
         command = ["cc", "-O2", "-Wall", "-o", str(target), str(HERE / source), *libraries]
-        subprocess.run(command, check=True, capture_output="mhd" in source)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode and not libraries:
+            sys.exit(f"bench: {source} does not compile:\n{done.stderr}")
+        return not done.returncode
 
     @property
     def python(self) -> Path:
@@ -77,16 +83,11 @@ class Workshop:
     def _install(self) -> bool:
         if not self.python.exists():
             venv.create(self.environment, with_pip=True)
-        if subprocess.run(
-            [self.python, "-c", "import uvicorn, uvloop, httptools"], capture_output=True, check=False
-        ).returncode:
-            command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PIP]
-            return not subprocess.run(command, check=False).returncode
-        return True
-
-    def _can_serve_ourselves(self) -> bool:
-        self.environment = Path(sys.prefix)
-        return not subprocess.run([self.python, "-c", "import httptools"], check=False).returncode
+        code = "import uvicorn, uvloop, httptools"
+        if not subprocess.run([self.python, "-c", code], capture_output=True, check=False).returncode:
+            return True
+        command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PIP]
+        return not subprocess.run(command, check=False).returncode
 
     def versions(self) -> dict[str, str]:
         """What was compared, for the record."""

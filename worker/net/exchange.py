@@ -205,34 +205,19 @@ class Exchange:
         if self.disconnected:
             self._close_body()
             return
-        head, body, request, connection = response.head, response.body, self.request, self._connection
+        head, body = response.head, response.body
         self.status = response.status
         assert type(body) is bytes
-        if not head.is_plain or request.method == "HEAD":
+        if not head.is_plain or self.request.method == "HEAD":
             self._head = head
             self.finish(body)
             return
-        daemon = connection.daemon
-        if (
-            self._last
-            or not request.keep_alive
-            or not self.body_complete
-            or daemon.closing
-            or self.says_keep_alive
-            or request.version != "1.1"
-        ):
-            line = self._last_words(head)
-        else:
-            line = b""
+        line = self._last_words(head)
         now = monotonic()
-        date = daemon.date_line(now)
+        date = self._connection.daemon.date_line(now)
         cached = response._cached
         wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
-        self.started = self.finished = True
-        self.body_sent = len(body)
-        if self.body is not None:
-            self.body.close()
-        connection.complete(self, not self._last, wire, b"", now)
+        self._answer(wire, len(body), now)
 
     def _last_words(self, head: Head) -> bytes:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""
