@@ -59,7 +59,8 @@ class Moving(Ending):
         return (
             self.state in BETWEEN
             and self.exchange is None
-            and not self._queue
+            and not self._queue  # by the table it never has; what it cost if it had would be an answer
+            and self._held is None
             and self._held is None
             and len(self._input) <= MAX_INPUT_BYTES
             and not (self.broken or self._eof or self.probe or self._leaves)
