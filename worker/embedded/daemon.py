@@ -146,6 +146,7 @@ class Daemon(Turning):
         self._listener_fd = -1
         self._address: Any = None
         self._state = _State.NEW
+        self._draining = False
         self._lock = threading.Lock()
         self._shell: ModeShell | None = None
 
@@ -190,8 +191,13 @@ class Daemon(Turning):
         self._listener = listener
         self._listener_fd = listener.fileno()
         self._address = listener.getsockname()
-        for seat in self._running().seats:
-            seat.do(lambda seat=seat: seat.listen(listener))  # type: ignore[misc]
+        self._draining = False
+        shell = self._running()
+        for seat in shell.all_seats():
+            if seat in shell.seats:
+                seat.do(lambda seat=seat: seat.listen(listener))  # type: ignore[misc]
+            else:
+                seat.do(seat.stay)
 
     def quiesce(self) -> socket.socket:
         """Stop accepting, serve on whom we have, and give the listening socket away: it is the caller's now.
@@ -212,7 +218,9 @@ class Daemon(Turning):
         return listener
 
     def resume(self, listener: socket.socket | int) -> None:
-        """Accept on this socket, which is the daemon's again: the way back from :meth:`quiesce`."""
+        """Accept on this socket, which is the daemon's again: the way back from :meth:`quiesce`, and from a
+        :meth:`drain` that was followed by it: whoever was not told to leave yet may stay.
+        """
         if self._listener is not None:
             raise QuiesceError("the daemon listens; quiesce it first")
         self._running()
@@ -245,6 +253,7 @@ class Daemon(Turning):
         """Accept nobody, tell each client with its next answer that it is the last, and end after ``timeout_s`` what is
         left then.  Returns at once; the listening socket stays ours.
         """
+        self._draining = True
         for seat in self._running().all_seats():
             seat.do(lambda seat=seat: seat.drain(timeout_s))  # type: ignore[misc]
 
@@ -298,7 +307,7 @@ class Daemon(Turning):
             self._admission.count,
             sum(seat.engine.idle for seat in seats),
             sum(seat.engine.busy for seat in seats),
-            self._listener is not None and self._state is _State.RUNNING,
+            self._listener is not None and self._state is _State.RUNNING and not self._draining,
         )
 
     # -- inside -------------------------------------------------------------------------------------
