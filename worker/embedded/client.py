@@ -3,7 +3,8 @@
 import socket
 from typing import TYPE_CHECKING
 
-from quiesce.worker.core.connection import Event
+from quiesce.worker.core.connection import Event, State
+from quiesce.worker.core.discipline import Discipline, Leniency, mend
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.termination import Termination, cause
@@ -15,6 +16,9 @@ from quiesce.worker.net.stream import Connection as EngineConnection
 if TYPE_CHECKING:
     from quiesce.worker.daemon import Daemon as Engine
     from quiesce.worker.embedded.connection import Connection
+
+
+BEFORE_A_REQUEST = (State.FRESH, State.IDLE, State.HEAD)
 
 
 class Client(EngineConnection):
@@ -42,6 +46,13 @@ class Client(EngineConnection):
         self._cause: Termination | None = None
         self._at_fault = False  # the application
         EngineConnection.__init__(self, engine, sock, peer, local, scheme, False)
+
+    @classmethod
+    def of(cls, discipline: Discipline) -> "type[Client]":
+        """The kind for this level: the strict one has nothing of the others."""
+        if discipline.forgives:
+            return type("Lenient", (Forgiving, cls), {"__slots__": (), "forgives": discipline.forgives})
+        return cls if discipline.empty_lines else type("Pedantic", (Pedantic, cls), {"__slots__": ()})
 
     def begin(self) -> None:
         """A request is shown to the application."""
@@ -118,3 +129,28 @@ class Client(EngineConnection):
         if self.handle.has_request:
             self._ended(self._cause or Termination.READ_ERROR)
         self.handle.closed()
+
+
+class Forgiving(EngineConnection):
+    """What the parser has refused is mended if the level forgives it, and read again."""
+
+    __slots__ = ()
+    forgives: frozenset[Leniency]
+
+    def refuse(self, rejected: Rejected) -> None:
+        if rejected.status == 400 and self.state in BEFORE_A_REQUEST:
+            judged = self._judged if self.state is State.HEAD else 0
+            mended, self._judged = mend(self._input, self.forgives, judged)
+            if mended != self._input:
+                self._process(mended)
+                return
+        super().refuse(rejected)
+
+
+class Pedantic(EngineConnection):
+    """An empty line is no request."""
+
+    __slots__ = ()
+
+    def _skip_empty_lines(self, data: bytes) -> bytes:
+        return data

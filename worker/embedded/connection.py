@@ -1,18 +1,21 @@
 """One client as an embedding application sees it: its request, its upload, the answer that is queued."""
 
 from _thread import allocate_lock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, Flag
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.core.request import Address, Request
+from quiesce.worker.core.response import Headers
+from quiesce.worker.core.response import encode_text as latin1
+from quiesce.worker.core.response_head import interim
 from quiesce.worker.core.termination import Termination
 from quiesce.worker.core.values import Value, arguments, cookies, text
 from quiesce.worker.embedded.guard import guarded
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.sending import Pump, send
-from quiesce.worker.response import Options, Response
+from quiesce.worker.response import ICY, Options, Response
 
 if TYPE_CHECKING:
     from quiesce.worker.embedded.client import Client
@@ -141,9 +144,9 @@ class Connection:
     # -- for the handler ------------------------------------------------------------------------
 
     def queue(self, response: Response, status: int = 0) -> None:
-        """Answer with this, under its own status or another one: as soon as possible, but not before the handler
-        has returned, nor before a suspended connection is resumed.  The response has one reference more until it
-        is sent.
+        """Answer with this, under its own status or another one (``ICY`` may be added): as soon as possible, but not
+        before the handler has returned, nor before a suspended connection is resumed.  The response has one
+        reference more until it is sent.
 
         Raises:
             NotNow: The request was answered already, or this is neither in the handler nor on a suspended
@@ -165,11 +168,35 @@ class Connection:
         if status != response.status:
             response.head_for(status)  # or BadResponse
         options = response.options if response.path is not None else Options.NONE
-        if options & Options.HEAD_ONLY and self.request.method != "HEAD" and status != 304:
+        if options & Options.HEAD_ONLY and self.request.method != "HEAD" and status & ~ICY != 304:
             raise NotNow("a response for HEAD only cannot answer this request")
         response.retain()
         self._queued = response
         self._status = status
+
+    def send_interim(self, status: int, headers: Headers = ()) -> bool:
+        """Say something before the answer, at once: 103 Early Hints with its links, 102 Processing.
+
+        Returns:
+            False if nothing was sent: the client's HTTP (1.0) knows no such thing, or it has gone.
+
+        Raises:
+            NotNow: The request was answered already, or this is neither in the handler nor on a suspended
+                connection.
+            BadResponse: It may not be said: 100 and 101, a field about framing or the connection, a line break.
+        """
+        pairs = headers.items() if isinstance(headers, Mapping) else headers
+        data = interim(status, [(latin1(name), latin1(value)) for name, value in pairs])
+        with self._lock:
+            exchange = self._exchange
+            if exchange is None or not (self._in_handler or self._suspended):
+                raise NotNow("an interim answer is said in the handler, or while the connection is suspended")
+            if self._queued is not None:
+                raise NotNow("this request has its answer already")
+            if self.request.version == "1.0" or exchange.disconnected:
+                return False
+        self.client.send(exchange, data)
+        return True
 
     def suspend(self) -> None:
         """Leave this request alone until :meth:`resume`: the handler is not called, no reader is asked, and no
@@ -200,7 +227,11 @@ class Connection:
             found += [(Kind.HEADER, (text(name), text(value))) for name, value in request.headers]
         if Kind.COOKIE in kinds:
             fields = [value for name, value in request.headers if name == b"cookie"]
-            found += [(Kind.COOKIE, pair) for value in fields for pair in cookies(value)]
+            found += [
+                (Kind.COOKIE, pair)
+                for value in fields
+                for pair in cookies(value, self.daemon.discipline.cookies)
+            ]
         if Kind.FOOTER in kinds:
             found += [(Kind.FOOTER, (text(name), text(value))) for name, value in self.trailers]
         return found + [item for item in self._added if item[0] in kinds]
@@ -251,7 +282,7 @@ class Connection:
             self._suspended,
             self.timeout_s,
             self._header_size() if self._exchange is not None else None,
-            self._status if self._queued is not None else None,
+            self._status & ~ICY if self._queued is not None else None,
             self.socket_context,
         )
 
@@ -383,7 +414,7 @@ class Connection:
         self._suspended = False
         state = self.state
         if response is not None:
-            guarded(response.release)
+            guarded(self.daemon.complain, response.release)
         self.daemon.reception.request_ended(self, state, why)
         if self._exchange is None:
             self._forget_request()

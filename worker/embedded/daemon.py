@@ -9,6 +9,8 @@ from typing import Any
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.apps.base import App
+from quiesce.worker.complaints import Complain, Logger, to_logger, to_stderr
+from quiesce.worker.core.discipline import discipline as disciplined
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.values import unescape as plain_unescape
@@ -79,6 +81,13 @@ class Daemon(Turning):
         dual_stack: With an IPv6 host: IPv4 as well.
         fast_open: So many clients may have sent their first bytes along with their SYN (TCP Fast Open); 0: none.
         upload_memory: So much of a body may be left unread by an access handler.
+        stack_size: Of each thread of the daemon's, in bytes; 0: the system's.
+        discipline: How much of a client's carelessness is forgiven: 3 (none) to -3.  None: what could be read in two
+            ways is refused, and nothing else.  Row by row in docs/libmicrohttpd.md.
+        allow_request_smuggling_by_discipline: Levels below 1 forgive also what a proxy in front may have read in
+            another way.  For a network where there is none, and nobody who would try.
+        date: False: answers have no Date field, for a machine without a clock.
+        logger: Called, from any thread, with each line of what the daemon complains about, in place of standard error.
     """
 
     def __init__(
@@ -107,6 +116,11 @@ class Daemon(Turning):
         dual_stack: bool = False,
         fast_open: int = 0,
         upload_memory: int = 256 * 1024,
+        stack_size: int = 0,
+        discipline: int | None = None,
+        allow_request_smuggling_by_discipline: bool = False,
+        date: bool = True,
+        logger: Logger | None = None,
     ) -> None:
         if (handler is None) is (access_handler is None):
             raise TypeError("give a handler, or an access_handler, and not both")
@@ -131,6 +145,10 @@ class Daemon(Turning):
                 send_timeout=timeout_s,
             )
         self.timeout_s = timeout_s
+        self.complain: Complain = to_stderr if logger is None else to_logger(logger)
+        self._stack_size = _stack_size(stack_size)
+        self._date = date
+        self.discipline = disciplined(discipline, allow_request_smuggling_by_discipline)
         # Counted here, over all threads; the engines count nobody.
         self._limits = limits._replace(connections=0, connections_per_ip=0)
         self._admission = Admission(limits.connections, limits.connections_per_ip, policy)
@@ -323,12 +341,15 @@ class Daemon(Turning):
 
     def _make_seat(self) -> Seat:
         loop = _LOOPS[self._poller]()
+        loop.complain = self.complain
 
         def accepted(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
             self.reception.accepted(seat, sock, peer, local, listener)
 
         engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
-        seat = Seat(loop, engine)
+        if not self._date:
+            engine.date_line = engine.date = lambda: b""  # type: ignore[method-assign]
+        seat = Seat(loop, engine, self._stack_size)
         return seat
 
     def _running(self) -> ModeShell:
@@ -339,6 +360,13 @@ class Daemon(Turning):
     @property
     def _is_over(self) -> bool:
         return self._state in (_State.STOPPING, _State.STOPPED)
+
+
+def _stack_size(size: int) -> int:
+    if size:
+        before = threading.stack_size(size)  # or ValueError: the system has a least size
+        threading.stack_size(before)
+    return size
 
 
 def _poller(mode: Mode, poller: Poller) -> Poller:

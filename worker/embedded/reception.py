@@ -41,6 +41,7 @@ class Reception:
     ) -> None:
         self._daemon = daemon
         self._admission = admission
+        self._client = Client.of(daemon.discipline)
         self._on_connection = on_connection
         self._on_completed = on_completed
 
@@ -92,7 +93,7 @@ class Reception:
         def connect(
             engine: Engine, sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
         ) -> Client:
-            handle.client = Client(engine, sock, peer, local, scheme, handle)
+            handle.client = self._client(engine, sock, peer, local, scheme, handle)
             return handle.client
 
         seat.engine.connect = connect
@@ -102,13 +103,13 @@ class Reception:
             self._admission.leave(peer)
             raise
         if self._on_connection is not None:
-            guarded(self._on_connection, handle, True)
+            guarded(self._daemon.complain, self._on_connection, handle, True)
         return handle.client
 
     def left(self, connection: Connection) -> None:
         """A connection's last word, in its thread."""
         if self._on_connection is not None:
-            guarded(self._on_connection, connection, False)
+            guarded(self._daemon.complain, self._on_connection, connection, False)
         # After it: who waits until nobody is connected has been told of everybody.
         self._admission.leave(connection.peer)
         if isinstance(self.shell, ThreadPerConnection):
@@ -117,4 +118,4 @@ class Reception:
     def request_ended(self, connection: Connection, state: Any, why: Termination) -> None:
         """A request's last word, in its connection's thread."""
         if self._on_completed is not None:
-            guarded(self._on_completed, connection, state, why)
+            guarded(self._daemon.complain, self._on_completed, connection, state, why)

@@ -3,7 +3,6 @@
 import errno
 import os
 import socket
-import sys
 from collections.abc import Callable
 
 from quiesce.worker.core.request import Address
@@ -162,7 +161,7 @@ class Acceptor:
         if exc.errno in _EXHAUSTED:
             self._rest(exc)
         else:
-            print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
+            self._loop.complain(f"cannot accept on {listener.name}: {exc}", None)
             self._rest(exc)
         return False
 
@@ -174,11 +173,9 @@ class Acceptor:
         """
         if not self._said:
             self._said = True
-            print(
-                f"quiesce: accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections "
-                "(said once)",
-                file=sys.stderr,
-                flush=True,
+            self._loop.complain(
+                f"accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections (said once)",
+                None,
             )
         self._unwatch_all()
         if self._retry is None:
