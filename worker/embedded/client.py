@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from quiesce.worker.core.connection import Event, State
 from quiesce.worker.core.discipline import Discipline, Leniency, mend
+from quiesce.worker.core.http1 import request_line
 from quiesce.worker.core.rejected import Rejected
-from quiesce.worker.core.request import Address
+from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.termination import Termination, cause
 from quiesce.worker.net.deadline import Timed
 from quiesce.worker.net.ending import IDLE, LINGERING
@@ -78,6 +79,30 @@ class Client(EngineConnection):
         EngineConnection.event(self, event, rejected)
         if self.exchange is None and self._answered is None and self.handle.has_request:
             self._ended(self._cause or Termination.READ_ERROR)  # the engine has taken it away
+
+    def _part(self, data: bytes) -> None:
+        EngineConnection._part(self, data)
+        if self.state is State.HEAD and self._judged:
+            self._saw_line()
+
+    def refuse(self, rejected: Rejected) -> None:
+        if self.state in BEFORE_A_REQUEST:
+            self._saw_line()
+        EngineConnection.refuse(self, rejected)
+
+    def _begin_body(self, request: Request) -> None:
+        self.handle.saw_target(request.target)
+        EngineConnection._begin_body(self, request)
+
+    def _saw_line(self) -> None:
+        """Let the log have what was asked for, though its head is not complete, or will be refused."""
+        line, eol, _ = self._input.partition(b"\r\n")
+        if eol and self.handle.daemon.uri_log is not None:
+            try:
+                _, target, _ = request_line(line)
+            except Rejected:
+                return
+            self.handle.saw_target(target)
 
     def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
         if self.exchange is not exchange:

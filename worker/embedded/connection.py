@@ -110,7 +110,7 @@ class Connection:
 
     # fmt: off
     __slots__ = (
-        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_parked", "_pump", "_queued", "_status",
+        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_logged", "_parked", "_pump", "_queued", "_status",
         "_suspended", "client", "daemon", "local", "peer", "request", "seat", "socket_context", "stage",
         "state", "upload",
     )
@@ -127,6 +127,7 @@ class Connection:
         self._exchange: Exchange | None = None
         self._suspended = False
         self._in_handler = False
+        self._logged = False  # uri_log has heard of a request that has not ended
         self._forget_request()
 
     def _forget_request(self) -> None:
@@ -295,17 +296,31 @@ class Connection:
 
     @property
     def has_request(self) -> bool:
-        """The application was shown a request that has not ended."""
-        return self._exchange is not None
+        """The application was shown a request that has not ended, or its target."""
+        return self._exchange is not None or self._logged
+
+    def saw_target(self, target: bytes) -> None:
+        """A request line is complete; of what follows nothing has been looked at."""
+        log = self.daemon.uri_log
+        if log is None or self._logged:
+            return
+        self._forget_request()
+        self.client.begin()
+        self._logged = True
+        try:
+            self.state = log(self, text(target))
+        except Exception as exc:
+            self.daemon.complain(f"{log!r} failed", exc)
 
     def begin(self, exchange: Exchange, stage: Stage) -> None:
         """The engine has a request: its head and maybe some of its body, or the whole of it."""
-        self._forget_request()
+        if self.daemon.uri_log is None:
+            self._forget_request()
+            self.client.begin()
+        else:
+            self.saw_target(exchange.request.target)
         self._exchange = exchange
         self.request = exchange.request
-        self.client.begin()
-        if self.daemon.uri_log is not None:
-            self.state = self.daemon.uri_log(self, text(self.request.target))
         self._call(stage)
 
     def _call(self, stage: Stage) -> None:
@@ -409,8 +424,9 @@ class Connection:
         with self._lock:
             exchange, self._exchange = self._exchange, None
             response = self._queued
-        if exchange is None:
+        if exchange is None and not self._logged:
             return
+        self._logged = False
         self._suspended = False
         state = self.state
         if response is not None:

@@ -72,7 +72,9 @@ class Daemon(Turning):
         allow_suspend: ``Connection.suspend`` may be called.
         on_connection: Called with a connection, and True when it begins, False when it has ended.
         on_completed: Called once for each request that a handler saw: connection, ``connection.state``, how it ended.
-        uri_log: Called with connection and request target as sent; what it returns is the request's first ``state``.
+        uri_log: Called with connection and request target as sent, when the request line is there and before
+            anything behind it is looked at; what it returns is the request's first ``state``, and
+            ``on_completed`` is called also if no handler ever sees the request.
         unescape: Decodes arguments, in place of percent-decoding.
         backlog: Of the listening socket.
         path: A unix socket to listen on, in place of host and port; who removes the file is you.
