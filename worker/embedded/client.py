@@ -10,7 +10,7 @@ from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.termination import Termination, cause
 from quiesce.worker.net.deadline import Timed
-from quiesce.worker.net.ending import IDLE, LINGERING
+from quiesce.worker.net.ending import FLUSHING, IDLE, LINGERING, SENDING, SKIPPING, WORKING
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.stream import Connection as EngineConnection
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quiesce.worker.embedded.connection import Connection
 
 
+STAYS = (WORKING, SENDING, SKIPPING, FLUSHING)  # a FIN ends nothing here: what was asked for is answered
 BEFORE_A_REQUEST = (State.FRESH, State.IDLE, State.HEAD)
 
 
@@ -74,7 +75,7 @@ class Client(EngineConnection):
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
         if event is Event.SENT and self._answered is not None:
             self._ended(Termination.COMPLETED_OK)
-        elif self._cause is None:
+        elif self._cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
             self._cause = cause(event, rejected)
         EngineConnection.event(self, event, rejected)
         if self.exchange is None and self._answered is None and self.handle.has_request:
