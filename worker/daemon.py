@@ -22,6 +22,7 @@ from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
 from quiesce.worker.net.counters import Counters
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.gate import Gate, Neighbours
 from quiesce.worker.net.stream import Connection
 
 AccessLog = Callable[[Exchange, int, int, float], None]
@@ -44,6 +45,8 @@ class Daemon:
         limits: See :class:`~quiesce.worker.core.limits.Limits`.
         threads: 1 = a blocking application runs in the loop's thread; more = in a pool of so many.
         slot: A slot of the scoreboard (``memoryview`` of unsigned 64-bit integers), written in place.
+        neighbours: The workers that accept on the same listeners: who has more connections than its share lets them go
+            first.
         before_accept: Called before connections are accepted; it may call :meth:`quiesce`.
         access_log: Called once for each response of the application.
         ready_path: This path is answered here and not by the application: 200, or 503 while ``unready()``, and
@@ -65,6 +68,7 @@ class Daemon:
         limits: Limits = Limits(),  # noqa: B008  (immutable)
         threads: int = 1,
         slot: memoryview | None = None,
+        neighbours: Neighbours | None = None,
         before_accept: Callable[[], None] | None = None,
         access_log: AccessLog | None = None,
         ready_path: str = "",
@@ -79,6 +83,7 @@ class Daemon:
         self.access_log = access_log
         self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.counters = Counters(slot)
+        self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
@@ -92,7 +97,9 @@ class Daemon:
         self._on_drained: Callable[[], None] | None = None
         self._connections: set[Ending] = set()
         self._by_ip: dict[str, int] = {}
-        self._acceptor = Acceptor(loop, accepted or self._accepted, before_accept)
+        self._acceptor = Acceptor(
+            loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting
+        )
         self.connect: Connect = connect or Connection
         self._blocking = getattr(app, "blocking", True)
         self._pool = (
@@ -259,11 +266,15 @@ class Daemon:
         """The others: a request on its way, at work, or answered and not yet closed."""
         return self.counters.busy
 
-    def use_slot(self, slot: memoryview | None) -> None:
+    def use_slot(self, slot: memoryview | None, neighbours: Neighbours | None = None) -> None:
         """Count in this slot from now on; the figures so far go along."""
         if slot is not None:
             self.counters.move(slot)
             self.loop.slot = slot
+            self.gate.use(neighbours)
+
+    def _show_accepting(self, accepts: bool) -> None:
+        self.counters.slot[figures.ACCEPTING] = int(accepts)
 
     # -- calling the application ----------------------------------------------------------------------
 
@@ -335,6 +346,7 @@ class Daemon:
         self.counters.slot[figures.TURN_NS] = monotonic_ns()
         if self._pool is not None:
             self.counters.slot[figures.OLDEST_REQUEST_NS] = self._pool.oldest_ns
+        self.gate.beat()
         self._look()  # for requests that a thread is at already
         self._heartbeat = self.loop.call_at(self.loop.now() + _HEARTBEAT_S, self._beat)
 

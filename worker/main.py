@@ -123,6 +123,7 @@ def _serve(link: Link, inbox: Inbox, conf: msg.Configure) -> int:
         limits=_limits(conf.limits),
         threads=conf.threads,
         slot=inbox.slot,
+        neighbours=inbox.neighbours,
         before_accept=lambda: worker[0].pump(),
         ready_path=conf.ready_path,
         unready=inbox.is_unready,

@@ -20,6 +20,7 @@ from quiesce.worker import output
 from quiesce.worker.core.standing import Action, Event, State, step
 from quiesce.worker.daemon import Daemon
 from quiesce.worker.loops.base import READ, WRITE, Loop
+from quiesce.worker.net.gate import Neighbours
 from quiesce.worker.proctitle import ProcTitle
 from quiesce.worker.supervisor_link import Link, complain
 
@@ -51,6 +52,7 @@ class Inbox:
         self.listeners: dict[str, socket.socket] = {}
         self.scoreboard: Scoreboard | None = None
         self.slot: memoryview | None = None
+        self.neighbours: Neighbours | None = None
 
     def keep(self, incoming: Incoming) -> bool:
         """Take the message if it brings something to hold.  Its descriptors are then ours."""
@@ -84,6 +86,7 @@ class Inbox:
             board.close()  # what we have stays in force
             raise
         old, self.scoreboard, self.slot = self.scoreboard, board, slot
+        self.neighbours = Neighbours(board, message.slot)
         if old is not None:
             old.close()  # its descriptor; the memory stays while a slot of it is held
 
@@ -291,7 +294,7 @@ class Orders:
     def _scoreboard(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.UseScoreboard)
         self._inbox.attach(incoming.message, incoming.fds)
-        self._daemon.use_slot(self._inbox.slot)
+        self._daemon.use_slot(self._inbox.slot, self._inbox.neighbours)
 
     def _log(self, incoming: Incoming) -> None:
         output.use(one(incoming.fds))

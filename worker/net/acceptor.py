@@ -2,17 +2,21 @@
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 
 from quiesce.worker.core.request import Address
+from quiesce.worker.core.share import FIRST_LOOK_S, LOOK_S, Patience, next_look_s
 from quiesce.worker.loops.base import READ, Loop, Timer
+from quiesce.worker.net.gate import Gate
 
 _BURST = 16  # of one turn: what is accepted here is not accepted by an idle neighbour
 _MOST_LAST = (
     1024  # from the queue of a listener that goes; who connects faster than we accept must not keep it
 )
 _RETRY_S = 0.1
+_QUIET_LOOKS = 25  # above our share, and nobody comes: look no more, be told
 # accept(2): errors of the connection that came, not of the listener
 _OF_THE_CONNECTION = frozenset(
     (errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN,
@@ -33,6 +37,7 @@ class Listener:
         self.sock = sock
         self.fd = sock.fileno()
         self.watched = False
+        self.patience = Patience()
         self.is_inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         self._local: Address = None
         if self.is_inet:
@@ -56,15 +61,33 @@ class Listener:
 
 
 class Acceptor:
-    """All listeners of a daemon.  Loop's thread only, so that after ``pause`` nobody accepts."""
+    """All listeners of a daemon.  Loop's thread only, so that after ``pause`` nobody accepts.
 
-    def __init__(self, loop: Loop, accepted: Accepted, before_accept: Callable[[], None] | None) -> None:
+    While one of its two timers is set no listener is watched: out of descriptors (``_retry``), or above our share
+    (``_look``).
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        accepted: Accepted,
+        before_accept: Callable[[], None] | None,
+        gate: Gate,
+        show: Callable[[bool], None],
+    ) -> None:
+        """``show`` is told whether we accept, whenever that changes; a gate that is closed changes nothing."""
         self._loop = loop
         self._accepted = accepted
         self._before = before_accept
+        self._gate = gate
+        self._show = show
         self.listeners: dict[str, Listener] = {}
         self.active = False
-        self._retry: Timer | None = None  # out of descriptors: nobody is watched until it fires
+        self._retry: Timer | None = None
+        self._look: Timer | None = None
+        self._look_s = 0.0
+        self._quiet = 0  # looks in a row that found nobody
+        self._others = 0  # what the others had accepted then
         self._said = False
 
     def add(self, name: str, sock: socket.socket) -> None:
@@ -76,7 +99,7 @@ class Acceptor:
         listener = Listener(name, sock)  # if it is none, the old one stays
         self.remove(name)
         self.listeners[name] = listener
-        if self.active and self._retry is None:
+        if self.active and self._retry is None and self._look is None:
             self._watch(listener)
 
     def remove(self, name: str) -> None:
@@ -105,18 +128,25 @@ class Acceptor:
 
     def pause(self) -> None:
         self.active = False
+        self._show(False)
         self._unwatch_all()
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
 
     def _watch_all(self) -> None:
+        self._cancel()
+        self._show(True)
         for listener in self.listeners.values():
             self._watch(listener)
 
     def _unwatch_all(self) -> None:
+        self._cancel()
         for listener in self.listeners.values():
             self._unwatch(listener)
+
+    def _cancel(self) -> None:
+        for timer in (self._retry, self._look):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._look = None
 
     def _watch(self, listener: Listener) -> None:
         if not listener.watched:
@@ -138,7 +168,11 @@ class Acceptor:
         # O_NONBLOCK is on the shared open file description and any process may have cleared it; accept has no
         # MSG_DONTWAIT; and what epoll saw, another worker may have taken.  We would block for ever.
         os.set_blocking(listener.fd, False)
+        gate, counters = self._gate, self._gate.counters
         for _ in range(_BURST):
+            if counters.open > gate.limit and gate.is_above():
+                self._hold_back(listener)
+                return
             if not listener.watched or not self._accept(listener):
                 return
 
@@ -177,14 +211,71 @@ class Acceptor:
                 f"accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections (said once)",
                 None,
             )
+        self._show(False)
         self._unwatch_all()
-        if self._retry is None:
-            self._retry = self._loop.call_at(self._loop.now() + _RETRY_S, self._again)
+        self._retry = self._loop.call_at(self._loop.now() + _RETRY_S, self._again)
 
     def _again(self) -> None:
         self._retry = None
         if self.active:
             self._watch_all()
+
+    # -- above our share ------------------------------------------------------------------------
+
+    def _hold_back(self, listener: Listener) -> None:
+        """Leave this one, and who comes now, to the others: to be woken for each would cost more than to look."""
+        self._unwatch_all()
+        self._quiet = 0
+        for one in self.listeners.values():
+            one.patience.since = None
+        listener.patience.look(self._loop.now(), True)
+        self._others = self._gate.others_accepted()
+        self._look_again(FIRST_LOOK_S)
+
+    def _look_again(self, after_s: float) -> None:
+        self._look_s = after_s
+        self._look = self._loop.call_at(self._loop.now() + after_s, self._on_look)
+
+    def _on_look(self) -> None:
+        """Accept as before if we have our share and no more; else what the others leave, be they stopped, dead or at
+        work on a request.
+        """
+        self._look = None
+        if self._before is not None:
+            self._before()
+        if not self.active:
+            return
+        waiting = self._waiting()
+        self._quiet = 0 if waiting else self._quiet + 1
+        if not self._gate.is_above() or self._quiet > _QUIET_LOOKS:
+            self._watch_all()
+            return
+        now = self._loop.now()
+        left = [one for one in self.listeners.values() if one.patience.look(now, one.fd in waiting)]
+        for listener in left:
+            self._take_left(listener)
+        if self._retry is None:
+            self._look_again(self._pause_s(bool(left)))
+
+    def _waiting(self) -> set[int]:
+        """The listeners on which somebody waits."""
+        poll = select.poll()
+        for listener in self.listeners.values():
+            poll.register(listener.fd, select.POLLIN)
+        return {fd for fd, _ in poll.poll(0)}
+
+    def _take_left(self, listener: Listener) -> None:
+        os.set_blocking(listener.fd, False)  # as in _ready
+        for _ in range(_BURST):
+            if self._retry is not None or not self._accept(listener):
+                return
+
+    def _pause_s(self, took: bool) -> float:
+        """Until the next look.  None at all while we are the only one who takes anybody."""
+        before, self._others = self._others, self._gate.others_accepted()
+        if took:
+            return 0.0 if before == self._others else LOOK_S
+        return next_look_s(self._look_s)
 
     def close(self) -> None:
         self.pause()

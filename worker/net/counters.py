@@ -20,7 +20,10 @@ ACCEPTED = int(Field.ACCEPTED)
 REFUSED = int(Field.REFUSED)
 TIMEOUTS = int(Field.TIMEOUTS)
 ERRORS = int(Field.ERRORS)
+HANDED_OUT = int(Field.HANDED_OUT)
+HANDED_IN = int(Field.HANDED_IN)
 OLDEST_REQUEST_NS = int(Field.OLDEST_REQUEST_NS)
+ACCEPTING = int(Field.ACCEPTING)
 
 
 class Counters:

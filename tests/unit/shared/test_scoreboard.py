@@ -107,6 +107,19 @@ def test_clear_empties_one_slot(board: Scoreboard) -> None:
     assert set(board.slot(4)) == set(board.slot(6)) == {9}
 
 
+def test_a_column_is_one_field_of_every_slot(board: Scoreboard) -> None:
+    column = board.column(Field.CONN_OPEN)
+    assert len(column) == SLOTS
+    for number in (0, 5, SLOTS - 1):
+        board.slot(number)[Field.CONN_OPEN] = number + 1
+        board.slot(number)[Field.CONN_IDLE] = 99
+    assert column[:6].tolist() == [1, 0, 0, 0, 0, 6] and column[SLOTS - 1] == SLOTS
+    assert sum(column.tolist()) == 1 + 6 + SLOTS
+    for field in (-1, SLOT_FIELDS):
+        with pytest.raises(IndexError):
+            board.column(field)
+
+
 @pytest.mark.parametrize("number", [-1, SLOTS, 2**31])
 def test_there_are_no_other_slots(board: Scoreboard, number: int) -> None:
     for use in (board.slot, board.clear):
