@@ -125,6 +125,7 @@ class Response(core.Response):
     after the last client has it all, or has gone, and after :meth:`close` (or when the object is garbage).
     """
 
+    ICY = ICY  # to be added to the status that is queued
     __slots__ = ("_more",)
     _more: _More  # absent until it is needed
 

@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from quiesce.worker.embedded.kinds import Poller as Poller
     from quiesce.worker.embedded.kinds import WrongMode as WrongMode
     from quiesce.worker.embedded.panic import set_panic_handler as set_panic_handler
-    from quiesce.worker.response import ICY as ICY
     from quiesce.worker.response import Options as Options
     from quiesce.worker.response import Response as Response
 
 _HOME = {
-    "ICY": "quiesce.worker.response",
     "Connection": "quiesce.worker.embedded.connection",
     "Daemon": "quiesce.worker.embedded.daemon",
     "Kind": "quiesce.worker.embedded.connection",
@@ -47,7 +45,6 @@ _HOME = {
     "set_panic_handler": "quiesce.worker.embedded.panic",
 }
 __all__ = [
-    "ICY",
     "Connection",
     "Daemon",
     "Kind",

@@ -145,9 +145,9 @@ class Connection:
     # -- for the handler ------------------------------------------------------------------------
 
     def queue(self, response: Response, status: int = 0) -> None:
-        """Answer with this, under its own status or another one (``ICY`` may be added): as soon as possible, but not
-        before the handler has returned, nor before a suspended connection is resumed.  The response has one
-        reference more until it is sent.
+        """Answer with this, under its own status or another one (``Response.ICY`` may be added): as soon as
+        possible, but not before the handler has returned, nor before a suspended connection is resumed.  The
+        response has one reference more until it is sent.
 
         Raises:
             NotNow: The request was answered already, or this is neither in the handler nor on a suspended
