@@ -350,7 +350,7 @@ class Daemon(Turning):
 
         engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
         if not self._date:
-            engine.date_line = engine.date = lambda: b""  # type: ignore[method-assign]
+            engine.date_line = engine.date = lambda: b""
         seat = Seat(loop, engine, self._stack_size)
         return seat
 
