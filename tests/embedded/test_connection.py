@@ -466,6 +466,18 @@ def test_a_target_is_logged_once_however_its_request_comes(setup: Setup) -> None
     assert notes.targets == ["/late?a"] * 4
 
 
+def test_a_target_is_logged_before_the_body_is_there(setup: Setup) -> None:
+    notes = Notes()
+    with logged(setup, notes, handler=lambda request: Response(request.body)) as served:
+        with served.connect() as sock:
+            sock.sendall(LATE + b"\r\nbo")
+            served.until(lambda: notes.targets == ["/late?a"])
+            sock.sendall(b"dy")
+            assert read_reply(sock).body == b"body"
+        served.until(lambda: notes.ends == [("state of /late?a", Termination.COMPLETED_OK)])
+    assert notes.targets == ["/late?a"]
+
+
 def test_a_target_is_logged_of_a_request_that_is_refused_whole(setup: Setup) -> None:
     notes = Notes()
     with logged(setup, notes, access_handler=notes.handler) as served:

@@ -382,7 +382,7 @@ def test_a_logger_that_raises_is_told_to_standard_error(capfd: pytest.CaptureFix
     with running(PLAIN, raises, logger=broken) as served:
         assert served.ask().status == 500
     err = capfd.readouterr().err
-    assert "on purpose" in err and "the disk is full" in err
+    assert "raised RuntimeError in GET /" in err and "the disk is full" in err
 
 
 def test_an_option_that_is_wrong_is_heard_of_by_the_logger_before_it(
