@@ -510,10 +510,11 @@ def test_the_time_to_wait_in_every_width(external: Setup) -> None:
         assert served.do(lambda: mhd.MHD_get_timeout64(served.daemon, cell)) == mhd.MHD_NO
         with served.connect():
             served.until(lambda: served.daemon.connections == 1)
-            assert 0 < served.do(lambda: mhd.MHD_get_timeout64s(served.daemon)) <= 60_000
-            assert 0 < served.do(lambda: mhd.MHD_get_timeout_i(served.daemon)) <= 60_000
+            # 0 for a moment: what was posted to the loop is waiting for a turn.
+            served.until(lambda: 0 < served.do(lambda: mhd.MHD_get_timeout64s(served.daemon)) <= 60_000)
+            served.until(lambda: 0 < served.do(lambda: mhd.MHD_get_timeout_i(served.daemon)) <= 60_000)
             assert served.do(lambda: mhd.MHD_get_timeout64(served.daemon, cell)) == mhd.MHD_YES
-            assert 0 < cell.value <= 60_000
+            assert 0 <= cell.value <= 60_000
 
 
 def test_responses_by_their_names_of_old(tmp_path: Path) -> None:

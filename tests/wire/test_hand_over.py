@@ -302,7 +302,7 @@ def test_what_is_pipelined_behind_an_answer_given_inline_is_not_parsed_here_any_
                 stage.gate.opened.set()
             answer(exchange)
 
-        stage.old.daemon.app.handle = handle  # type: ignore[method-assign]
+        stage.old.daemon._handle = handle
         client.sendall(GET * 3 + WAIT + GET * 30 + GET[:9])
         bodies, rest = read_bodies(client, 34)
         assert bodies == [b"old"] * 4 + [b"new"] * 30
@@ -1024,7 +1024,9 @@ def test_the_peer_is_who_the_socket_says() -> None:
     """A record says who was accepted; the socket cannot lie."""
     with staged() as stage:
         (client,) = stage.idle()
-        server = stage.old.do(lambda: [c.sock.dup() for c in stage.old.daemon.roster.all])[0]
+        server = socket.socket(
+            fileno=stage.old.do(lambda: [os.dup(c.fd) for c in stage.old.daemon.roster.all])[0]
+        )
         send_fds(stage.writer, encode([PEERS]), [server.fileno()])
         stage.arrived(1)
         peers = stage.new.do(lambda: [(c.peer, c.local) for c in stage.new.daemon.roster.all])

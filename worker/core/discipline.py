@@ -243,13 +243,18 @@ def _chunks_win(_: bytes, lines: Lines) -> Lines:
     names = [_name(line) for line in lines]
     if b"transfer-encoding" not in names or b"content-length" not in names:
         return lines
-    return [*(line for line in lines if _name(line) != b"content-length"), b"Connection: close"]
+    kept = [line for line in lines if _name(line) != b"content-length" or not _is_text(line)]
+    return [*kept, b"Connection: close"] if len(kept) < len(lines) else lines
 
 
 def _first_length_wins(_: bytes, lines: Lines) -> Lines:
     kept: Lines = []
     for line in lines:
-        if _name(line) != b"content-length" or b"content-length" not in map(_name, kept):
+        if (
+            _name(line) != b"content-length"
+            or b"content-length" not in map(_name, kept)
+            or not _is_text(line)
+        ):
             kept.append(line)
     return kept
 

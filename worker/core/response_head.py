@@ -19,6 +19,7 @@ _DROPPED = frozenset(
 )
 _CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
 _SPECIAL = _DROPPED | {_CONNECTION, _LENGTH, _DATE}
+_MOST_KEPT = 2048  # bytes of a head
 _names: dict[bytes, bytes] = {}  # as given → lower case; bounded
 
 
@@ -29,7 +30,7 @@ class BadResponse(ValueError):
 class Head:
     """A checked head without framing, Date and Connection, which depend on what comes after it."""
 
-    __slots__ = ("close", "dated", "length", "lines", "status")
+    __slots__ = ("close", "dated", "is_plain", "length", "lines", "status")
 
     def __init__(self, status: int, lines: bytes, length: int, close: bool, dated: bool) -> None:
         self.status = status
@@ -37,6 +38,7 @@ class Head:
         self.length = length  # what Content-Length says, -1 if it is not given
         self.close = close  # the application said Connection: close
         self.dated = dated
+        self.is_plain = length < 0 and not close and status not in _NO_BODY  # says nothing about its framing
 
     def fields(self) -> list[Header]:
         """What was said, as pairs."""
@@ -126,6 +128,24 @@ def interim(status: int, headers: Iterable[Header]) -> bytes:
     ):
         raise BadResponse("a header holds CR, LF, NUL or another control character")
     return lines + b"\r\n"
+
+
+class HeadMemo:
+    """Heads that were encoded before, by what the application said.  Bounded; nothing with Set-Cookie stays."""
+
+    def __init__(self, most: int = 500) -> None:
+        self._most = most
+        self._heads: dict[object, Head] = {}
+        self.get = self._heads.get
+        """``get(key)``, of status and headers; TypeError if they cannot be a key: then they are encoded afresh."""
+
+    def keep(self, key: object, head: Head) -> None:
+        """Answer with this head from now on."""
+        if len(head.lines) > _MOST_KEPT or b"\r\nset-cookie:" in head.lines.lower():
+            return
+        if len(self._heads) >= self._most:
+            self._heads.clear()
+        self._heads[key] = head
 
 
 def has_no_body(status: int) -> bool:

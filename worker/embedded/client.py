@@ -1,6 +1,7 @@
 """The engine's connection that tells how each of its requests ended.  One loop's thread."""
 
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quiesce.worker.core.connection import Event, State
@@ -43,7 +44,7 @@ class Client(EngineConnection):
     ) -> None:
         self.handle = handle
         self.timeout_s: float | None = None
-        self.trailers: list[tuple[bytes, bytes]] = []
+        self.trailers: Sequence[tuple[bytes, bytes]] = ()
         self._answered: Exchange | None = None
         self._cause: Termination | None = None
         self._at_fault = False  # the application
@@ -105,15 +106,20 @@ class Client(EngineConnection):
                 return
             self.handle.saw_target(target)
 
-    def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
+    def complete(
+        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
+    ) -> None:
         if self.exchange is not exchange:
             return
         self._answered = exchange
-        EngineConnection.complete(self, exchange, keep, data, more)
+        EngineConnection.complete(self, exchange, keep, data, more, now)
         if self._answered is exchange and self.state is IDLE:
             self._ended(Termination.COMPLETED_OK)
         if self.state is IDLE and self.timeout_s is not None:
             self.arm(self.timeout_s)
+
+    def _another_follows(self) -> bool:
+        return False  # an answer is told to have been sent when it has been
 
     def _loud(self, heard: bool) -> None:
         EngineConnection._loud(self, heard)
@@ -146,7 +152,7 @@ class Client(EngineConnection):
         Timed.arm(self, seconds if own is None or self.state is LINGERING else own)
 
     def _body_done(self, payload: bytes) -> None:
-        self.trailers = getattr(self._decoder, "trailers", [])
+        self.trailers = getattr(self._decoder, "trailers", ())
         EngineConnection._body_done(self, payload)
 
     def _close(self) -> None:

@@ -65,6 +65,8 @@ class Upload:
     What a handler leaves is shown to it again, with what has come behind it.
     """
 
+    __slots__ = ("_data",)
+
     def __init__(self) -> None:
         self._data = b""
 
@@ -134,13 +136,13 @@ class Connection:
         self._queued: Response | None = None
         self._status = 0
         self._pump: Pump | None = None
-        self._added: list[tuple[Kind, Value]] = []
+        self._added: tuple[tuple[Kind, Value], ...] = ()
         self._parked = False  # the loop has seen that we are suspended
         self._complete = False  # all of the body was delivered
         self.state: Any = None
         self.request: Request = _NONE
         self.stage = Stage.HEAD
-        self.upload = Upload()
+        self.upload = _NOTHING
 
     # -- for the handler ------------------------------------------------------------------------
 
@@ -247,11 +249,11 @@ class Connection:
 
     def add_value(self, kind: Kind, name: str, value: str | None) -> None:
         """Let this request have a value more, for whoever asks later."""
-        self._added.append((kind, (name, value)))
+        self._added += ((kind, (name, value)),)
 
     @property
     def trailers(self) -> list[tuple[bytes, bytes]]:
-        return self.client.trailers if self.stage is Stage.END else []
+        return list(self.client.trailers) if self.stage is Stage.END else []
 
     @property
     def timeout_s(self) -> float:
@@ -315,12 +317,14 @@ class Connection:
     def begin(self, exchange: Exchange, stage: Stage) -> None:
         """The engine has a request: its head and maybe some of its body, or the whole of it."""
         if self.daemon.uri_log is None:
-            self._forget_request()
+            self.state = None
             self.client.begin()
         else:
             self.saw_target(exchange.request.target)
         self._exchange = exchange
         self.request = exchange.request
+        if self.request.length:
+            self.upload = Upload()
         self._call(stage)
 
     def _call(self, stage: Stage) -> None:
@@ -441,3 +445,4 @@ class Connection:
 
 
 _NONE = Request("", b"/")
+_NOTHING = Upload()  # of requests without a body; nobody adds to it

@@ -350,7 +350,7 @@ class Daemon(Turning):
 
         engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
         if not self._date:
-            engine.date_line = engine.date = lambda: b""
+            engine.date, engine.date_line = _no_date, _no_date
         seat = Seat(loop, engine, self._stack_size)
         return seat
 
@@ -362,6 +362,10 @@ class Daemon(Turning):
     @property
     def _is_over(self) -> bool:
         return self._state in (_State.STOPPING, _State.STOPPED)
+
+
+def _no_date(now: float = 0.0) -> bytes:
+    return b""
 
 
 def _stack_size(size: int) -> int:

@@ -29,7 +29,7 @@ class Ending(Timed):
 
     # fmt: off
     __slots__ = (
-        "_received", "_reported", "_since", "busy", "daemon", "fd", "ip", "probe", "state",
+        "_received", "_reported", "_since", "busy", "fd", "ip", "probe", "state",
     )
     # fmt: on
 
@@ -38,8 +38,7 @@ class Ending(Timed):
     _input: bytes
 
     def __init__(self, daemon: "Daemon", sock: socket.socket, probe: bool) -> None:
-        Timed.__init__(self, sock, daemon.loop, daemon.recheck_s)
-        self.daemon = daemon
+        Timed.__init__(self, sock, daemon)
         self.fd = sock.fileno()
         self.probe = probe
         self.ip = ""  # as counted by connections_per_ip

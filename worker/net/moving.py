@@ -60,6 +60,7 @@ class Moving(Ending):
             self.state in _BETWEEN
             and self.exchange is None
             and not self._queue
+            and self._held is None
             and len(self._input) <= MAX_INPUT_BYTES
             and not (self.broken or self._eof or self.probe or self._leaves)
         )
