@@ -5,7 +5,6 @@ import errno
 import os
 import select
 import socket
-import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -205,7 +204,7 @@ class Acceptor:
         if exc.errno in _EXHAUSTED:
             self._rest(exc)
         else:
-            print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
+            self._loop.complain(f"cannot accept on {listener.name}: {exc}", None)
             self._rest(exc)
         return False
 
@@ -217,11 +216,9 @@ class Acceptor:
         """
         if not self._said:
             self._said = True
-            print(
-                f"quiesce: accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections "
-                "(said once)",
-                file=sys.stderr,
-                flush=True,
+            self._loop.complain(
+                f"accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections (said once)",
+                None,
             )
         self._show(False)
         self._unwatch_all()

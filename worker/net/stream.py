@@ -5,7 +5,6 @@ from WORKING on until the answer.
 """
 
 import socket
-import sys
 from collections.abc import Callable
 from math import inf
 from time import monotonic, monotonic_ns
@@ -359,7 +358,7 @@ class Connection(Answering):
     def _cannot_keep(self, exc: OSError) -> None:
         """No room for the body (ENOSPC, EMFILE).  The client first: the log may be on the same disk."""
         self.refuse(Rejected(500, "the body cannot be kept"))
-        print(f"quiesce: a request body cannot be kept: {exc}", file=sys.stderr, flush=True)
+        self.daemon.loop.complain(f"a request body cannot be kept: {exc}", None)
 
     def _check_rate(self) -> None:
         limits = self.daemon.limits

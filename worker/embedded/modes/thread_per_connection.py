@@ -1,7 +1,6 @@
 """A thread that accepts, and one for each client: a handler may block, and keeps nobody else waiting."""
 
 import socket
-import sys
 import threading
 from collections.abc import Callable
 
@@ -64,7 +63,7 @@ class ThreadPerConnection:
         try:
             self._place(seat, sock, peer, local, record)
         except OSError as exc:  # the socket is closed: this client is lost, nobody else
-            print(f"quiesce: cannot serve a client: {exc}", file=sys.stderr, flush=True)
+            seat.loop.complain(f"cannot serve a client: {exc}", None)
             self.left(seat)
 
     def left(self, seat: Seat) -> None:
