@@ -56,6 +56,8 @@ class Daemon:
         connect: Makes the connections, in place of ``Connection``: for who must know more of each one.
         accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
             affair, and :meth:`add_connection` is the way back.
+        turn_away: Is given, in place of ``accepted``, a client who came when the process had no descriptors left, to be
+            told so.  None: it waits in the listener's queue, for another process that accepts there.
         heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
@@ -75,6 +77,7 @@ class Daemon:
         unready: Callable[[], bool] = lambda: False,
         connect: Connect | None = None,
         accepted: Accepted | None = None,
+        turn_away: Accepted | None = None,
         heartbeat: bool = True,
     ) -> None:
         self.app = app
@@ -98,7 +101,7 @@ class Daemon:
         self._connections: set[Ending] = set()
         self._by_ip: dict[str, int] = {}
         self._acceptor = Acceptor(
-            loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting
+            loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting, turn_away
         )
         self.connect: Connect = connect or Connection
         self._blocking = getattr(app, "blocking", True)
@@ -178,8 +181,11 @@ class Daemon:
     def descriptors(self) -> list[int]:
         """All that a forked child of the application must close: it would hold connections and listeners open
         for as long as it lives."""
-        listeners = [listener.fd for listener in self._acceptor.listeners.values()]
-        return [*listeners, *self.loop.descriptors(), *(c.sock.fileno() for c in self._connections)]
+        return [
+            *self._acceptor.descriptors(),
+            *self.loop.descriptors(),
+            *(c.sock.fileno() for c in self._connections),
+        ]
 
     def forked(self) -> None:
         """In a forked child of the application, after its descriptors were closed: let nothing here act for

@@ -6,11 +6,13 @@ import select
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.share import FIRST_LOOK_S, LOOK_S, Patience, next_look_s
 from quiesce.worker.loops.base import READ, Loop, Timer
 from quiesce.worker.net.gate import Gate
+from quiesce.worker.net.reserve import Reserve
 
 _BURST = 16  # of one turn: what is accepted here is not accepted by an idle neighbour
 _MOST_LAST = (
@@ -23,7 +25,8 @@ _OF_THE_CONNECTION = frozenset(
     (errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN,
      errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EINTR, errno.ETIMEDOUT)
 )  # fmt: skip
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_OUT_OF_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+_EXHAUSTED = _OUT_OF_DESCRIPTORS | {errno.ENOBUFS, errno.ENOMEM}
 
 Accepted = Callable[[socket.socket, Address, Address, "Listener"], None]
 
@@ -75,13 +78,22 @@ class Acceptor:
         before_accept: Callable[[], None] | None,
         gate: Gate,
         show: Callable[[bool], None],
+        turn_away: Accepted | None = None,
     ) -> None:
-        """``show`` is told whether we accept, whenever that changes; a gate that is closed changes nothing."""
+        """
+        Args:
+            show: Is told whether we accept, whenever that changes; a gate that is closed changes nothing.
+            turn_away: Is given, as ``accepted`` would be, a client for whom there is no room.  None: somebody else
+                accepts on these listeners, so that who has no room leaves it to them.
+        """
         self._loop = loop
         self._accepted = accepted
         self._before = before_accept
         self._gate = gate
         self._show = show
+        self._turn_away = turn_away
+        self._reserve = Reserve() if turn_away is not None else None
+        self._rested = 0.0  # when we rested last
         self.listeners: dict[str, Listener] = {}
         self.active = False
         self._retry: Timer | None = None
@@ -185,26 +197,45 @@ class Acceptor:
             return False
         except OSError as exc:
             return self._failed(listener, exc)
+        self._give(listener, fd, peer, self._accepted)
+        return True
+
+    @staticmethod
+    def _give(listener: Listener, fd: int, peer: Any, to: Accepted) -> None:
         # With family and type given, no getsockopt is needed to ask for them.
         sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, listener.sock.proto, fd)
-        self._accepted(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
-        return True
+        to(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
 
     def _failed(self, listener: Listener, exc: OSError) -> bool:
         if exc.errno in _OF_THE_CONNECTION:
             return True
-        if exc.errno in _EXHAUSTED:
-            self._rest(exc)
-        else:
+        if exc.errno not in _EXHAUSTED:
             print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
-            self._rest(exc)
+        has_rested = self._loop.now() - self._rested < 2 * _RETRY_S
+        self._rest(exc)
+        if has_rested and exc.errno in _OUT_OF_DESCRIPTORS:
+            self._say_no(listener)
         return False
+
+    def _say_no(self, listener: Listener) -> None:
+        """Accept one with the reserve, and turn it away.  Once for each rest, so there is a bound to it; and the client
+        has the reserve's place until it has gone.
+        """
+        if self._turn_away is None or self._reserve is None or not self._reserve.spend():
+            return
+        try:
+            fd, peer = listener.sock._accept()  # type: ignore[attr-defined]
+        except OSError:
+            pass  # another thread was faster, or the client has gone
+        else:
+            self._give(listener, fd, peer, self._turn_away)
+        self._reserve.fill()
 
     def _rest(self, exc: OSError) -> None:
         """Leave the listeners alone for a moment.
 
-        Clients lose nothing: they wait in the kernel's queue, where another worker may take them.  So no reserve
-        descriptor is spent on accepting them only to turn them away.
+        Where others accept on them clients lose nothing: they wait in the kernel's queue, and another worker may take
+        them.  So no reserve is spent on accepting them only to turn them away.
         """
         if not self._said:
             self._said = True
@@ -216,10 +247,13 @@ class Acceptor:
             )
         self._show(False)
         self._unwatch_all()
-        self._retry = self._loop.call_at(self._loop.now() + _RETRY_S, self._again)
+        self._rested = self._loop.now()
+        self._retry = self._loop.call_at(self._rested + _RETRY_S, self._again)
 
     def _again(self) -> None:
         self._retry = None
+        if self._reserve is not None:
+            self._reserve.fill()
         if self.active:
             self._watch_all()
 
@@ -284,3 +318,10 @@ class Acceptor:
         self.pause()
         for name in list(self.listeners):
             self.remove(name)
+        if self._reserve is not None:
+            self._reserve.spend()
+
+    def descriptors(self) -> list[int]:
+        """All of ours."""
+        reserve = [] if self._reserve is None else self._reserve.descriptors()
+        return [listener.fd for listener in self.listeners.values()] + reserve
