@@ -6,6 +6,7 @@ one is refused, and refused the same way however it arrives.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.core import http1
 from quiesce.worker.core.http1 import HeadParser
 from quiesce.worker.core.limits import Limits
+from quiesce.worker.daemon import Daemon
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.net.exchange import Exchange
 from wire.serving import Served, bench, read_to_end
@@ -494,6 +496,41 @@ def test_refused_over_asgi(asgi_served: Served) -> None:
             reply = read_to_end(sock)
         assert reply.startswith(b"HTTP/1.1 %d " % status), name
         assert _seen == [] and reply.count(b"\r\nDate: ") == 1, name
+
+
+def test_over_asgi_byte_by_byte() -> None:
+    loop = AsyncioLoop()
+    daemon = Daemon(AsgiApp(asgi, loop), loop, limits=LIMITS)
+
+    def turn() -> None:
+        loop.aio.call_soon(loop.aio.stop)
+        loop.aio.run_forever()  # one pass: the stop is its last callback
+
+    def reply_to(data: bytes) -> bytes:
+        _seen.clear()
+        client, server = socket.socketpair()
+        with client:
+            daemon.add_connection(server, peer=None, local=None)
+            for octet in data:
+                with contextlib.suppress(BrokenPipeError):
+                    client.send(bytes((octet,)))
+                turn()
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_WR)
+            while daemon.open:
+                turn()
+            return read_to_end(client)
+
+    for name, data in GOOD.items():
+        if name != "an offer of a websocket":
+            assert reply_to(data).startswith(b"HTTP/1.1 200 OK\r\n"), name
+            assert len(_seen) == 1, name
+    for name, (status, data) in BAD.items():
+        reply = reply_to(data + TAIL)
+        assert reply.startswith(b"HTTP/1.1 %d " % status), name
+        assert _seen == [] and reply.count(b"\r\nDate: ") == 1, name
+    daemon.close()
+    loop.close()
 
 
 BODIES = {

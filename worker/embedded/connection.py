@@ -384,13 +384,13 @@ class Connection:
         state = self.state
         if response is not None:
             guarded(response.release)
-        self.daemon.request_ended(self, state, why)
+        self.daemon.reception.request_ended(self, state, why)
         if self._exchange is None:
             self._forget_request()
 
     def closed(self) -> None:
         """The client has gone, and so has its socket."""
-        self.daemon.connection_closed(self)
+        self.daemon.reception.left(self)
 
 
 _NONE = Request("", b"/")

@@ -1,79 +1,36 @@
 """The HTTP daemon for a process of your own: ``from quiesce import Daemon``."""
 
-import errno
-import os
 import socket
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from enum import Enum
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.apps.base import App
 from quiesce.worker.core.limits import Limits
-from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
-from quiesce.worker.core.termination import Termination
 from quiesce.worker.core.values import unescape as plain_unescape
 from quiesce.worker.daemon import Daemon as Engine
-from quiesce.worker.embedded.admission import AcceptPolicy, Admission, Verdict
+from quiesce.worker.embedded.admission import AcceptPolicy, Admission
 from quiesce.worker.embedded.apps import AccessApp, RequestApp
-from quiesce.worker.embedded.client import Client
 from quiesce.worker.embedded.connection import AccessHandler, Connection
-from quiesce.worker.embedded.guard import guarded
+from quiesce.worker.embedded.kinds import DaemonInfo, Mode, NotListening, Poller
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
 from quiesce.worker.embedded.modes.polling_threads import PollingThreads
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
+from quiesce.worker.embedded.reception import OnCompleted, OnConnection, Reception
 from quiesce.worker.embedded.seat import Seat
+from quiesce.worker.embedded.sockets import Listening, as_listener, open_listener
+from quiesce.worker.embedded.turning import Turning
 from quiesce.worker.loops.epoll_loop import EpollLoop
 from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
-from quiesce.worker.loops.select_loop import FD_SETSIZE, SelectLoop
+from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
 from quiesce.worker.response import Response
-
-
-class Mode(Enum):
-    """Who turns the daemon's loop."""
-
-    EXTERNAL = "external"  # you: run, run_wait, run_from_select
-    THREAD = "thread"  # one thread of the daemon's
-    POOL = "pool"  # several, each with clients of its own
-    THREAD_PER_CONNECTION = "thread per connection"
-
-
-class Poller(Enum):
-    """How it waits."""
-
-    AUTO = "auto"  # epoll; poll with a thread for each connection
-    SELECT = "select"
-    POLL = "poll"
-    EPOLL = "epoll"
-
-
-class WrongMode(QuiesceError):
-    """This call is for a daemon that was started in another way."""
-
-
-class NotListening(QuiesceError):
-    """There is no listening socket, or it is not the daemon's any more."""
-
-
-class DaemonInfo(NamedTuple):
-    """What is known of a daemon at this moment."""
-
-    mode: Mode
-    poller: Poller
-    listener_fd: int  # -1: it never listened; the number stays after quiesce
-    address: Any  # as getsockname() said, None: it never listened
-    port: int  # 0: none
-    epoll_fd: int  # -1: there is none, or there are several
-    connections: int
-    idle: int
-    busy: int
-    is_accepting: bool
 
 
 class _State(Enum):
@@ -91,7 +48,7 @@ _LOOPS: dict[Poller, Callable[[], OwnLoop]] = {
 _LAST_WORDS_S = 10.0  # beyond a drain's time: what the engine leaves for FIN and linger, twice
 
 
-class Daemon:
+class Daemon(Turning):
     """Serves HTTP in this process.
 
     ``with Daemon(handler, port=8080) as daemon:`` serves inside of the block, ``start`` and ``stop`` say the same.
@@ -116,6 +73,11 @@ class Daemon:
         uri_log: Called with connection and request target as sent; what it returns is the request's first ``state``.
         unescape: Decodes arguments, in place of percent-decoding.
         backlog: Of the listening socket.
+        path: A unix socket to listen on, in place of host and port; who removes the file is you.
+        address_reuse: None: an address whose last connections linger may be had; True: one that is in use by others
+            who say so, too; False: neither.
+        dual_stack: With an IPv6 host: IPv4 as well.
+        fast_open: So many clients may have sent their first bytes along with their SYN (TCP Fast Open); 0: none.
         upload_memory: So much of a body may be left unread by an access handler.
     """
 
@@ -135,11 +97,15 @@ class Daemon:
         timeout_s: float = 0.0,
         policy: AcceptPolicy | None = None,
         allow_suspend: bool = False,
-        on_connection: Callable[[Connection, bool], None] | None = None,
-        on_completed: Callable[[Connection, Any, Termination], None] | None = None,
+        on_connection: OnConnection | None = None,
+        on_completed: OnCompleted | None = None,
         uri_log: Callable[[Connection, str], Any] | None = None,
         unescape: Callable[[str], str] = plain_unescape,
         backlog: int = socket.SOMAXCONN,
+        path: str | bytes = "",
+        address_reuse: bool | None = None,
+        dual_stack: bool = False,
+        fast_open: int = 0,
         upload_memory: int = 256 * 1024,
     ) -> None:
         if (handler is None) is (access_handler is None):
@@ -169,19 +135,18 @@ class Daemon:
         self._limits = limits._replace(connections=0, connections_per_ip=0)
         self._admission = Admission(limits.connections, limits.connections_per_ip, policy)
         self.allows_suspend = allow_suspend
-        self._on_connection = on_connection
-        self._on_completed = on_completed
+        self.reception = Reception(self, self._admission, on_connection, on_completed)
         self.uri_log = uri_log
         self.unescape = unescape
         self.upload_memory = upload_memory
-        self._backlog = backlog
-        self._where = (host, port)
+        self._where = Listening(host, port, path, backlog, address_reuse, dual_stack, fast_open)
         self._listens = listen
         self._given = listener
         self._listener: socket.socket | None = None
         self._listener_fd = -1
         self._address: Any = None
         self._state = _State.NEW
+        self._draining = False
         self._lock = threading.Lock()
         self._shell: ModeShell | None = None
 
@@ -199,9 +164,12 @@ class Daemon:
         try:
             self._shell = self._make_shell()
         except BaseException:
-            if listener is not None:
+            if self._given is None and listener is not None:
                 listener.close()
+            elif isinstance(self._given, int) and listener is not None:
+                listener.detach()  # it stays the caller's
             raise
+        self.reception.shell = self._shell
         self._state = _State.RUNNING
         self._shell.start()
         if listener is not None:
@@ -216,18 +184,20 @@ class Daemon:
 
     def _open_listener(self) -> socket.socket | None:
         if self._given is not None:
-            return _as_listener(self._given)
-        if not self._listens:
-            return None
-        family = socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET
-        return socket.create_server(self._where, family=family, backlog=self._backlog)
+            return as_listener(self._given)
+        return open_listener(self._where) if self._listens else None
 
     def _take(self, listener: socket.socket) -> None:
         self._listener = listener
         self._listener_fd = listener.fileno()
         self._address = listener.getsockname()
-        for seat in self._running().seats:
-            seat.do(lambda seat=seat: seat.listen(listener))  # type: ignore[misc]
+        self._draining = False
+        shell = self._running()
+        for seat in shell.all_seats():
+            if seat in shell.seats:
+                seat.do(lambda seat=seat: seat.listen(listener))  # type: ignore[misc]
+            else:
+                seat.do(seat.stay)
 
     def quiesce(self) -> socket.socket:
         """Stop accepting, serve on whom we have, and give the listening socket away: it is the caller's now.
@@ -248,11 +218,13 @@ class Daemon:
         return listener
 
     def resume(self, listener: socket.socket | int) -> None:
-        """Accept on this socket, which is the daemon's again: the way back from :meth:`quiesce`."""
+        """Accept on this socket, which is the daemon's again: the way back from :meth:`quiesce`, and from a
+        :meth:`drain` that was followed by it: whoever was not told to leave yet may stay.
+        """
         if self._listener is not None:
             raise QuiesceError("the daemon listens; quiesce it first")
         self._running()
-        self._take(_as_listener(listener))
+        self._take(as_listener(listener))
 
     def stop(self, drain: float | None = None) -> None:
         """End.  At once: who is connected is cut, and told so by ``Termination.DAEMON_SHUTDOWN``.  Or, with a number of
@@ -281,6 +253,7 @@ class Daemon:
         """Accept nobody, tell each client with its next answer that it is the last, and end after ``timeout_s`` what is
         left then.  Returns at once; the listening socket stays ours.
         """
+        self._draining = True
         for seat in self._running().all_seats():
             seat.do(lambda seat=seat: seat.drain(timeout_s))  # type: ignore[misc]
 
@@ -292,59 +265,6 @@ class Daemon:
         while self._admission.count and monotonic() < until:
             self._external().turn(max(0.0, until - monotonic()))
         return not self._admission.count
-
-    # -- an application that turns the loop ------------------------------------------------------
-
-    def run(self) -> None:
-        """Serve what is ready; never waits."""
-        self._external().turn(0.0)
-
-    def run_wait(self, timeout_s: float | None) -> None:
-        """Wait until something is ready or due, ``timeout_s`` seconds at most (None: however long), then serve it."""
-        self._external().turn(timeout_s)
-
-    def wake(self) -> None:
-        """Have :meth:`run_wait` return soon.  From any thread."""
-        self._running().seats[0].post(lambda: None)
-
-    def run_from_select(self, readable: Container[int], writable: Container[int]) -> None:
-        """Serve what your own ``select`` found ready.  Descriptors that are not ours are ignored.
-
-        With ``Poller.EPOLL`` the sets are only a sign that something is ready.
-        """
-        loop = self._external()
-        if isinstance(loop, SelectLoop):
-            loop.dispatch(readable, writable)
-        elif isinstance(loop, EpollLoop):
-            loop.turn(0.0)
-        else:
-            raise WrongMode("a daemon that polls has no use for sets")
-
-    def get_fdset(self) -> tuple[frozenset[int], frozenset[int]]:
-        """What your ``select`` should watch for reading, and for writing."""
-        if self._state in (_State.STOPPING, _State.STOPPED):
-            return frozenset(), frozenset()
-        loop = self._external()
-        if isinstance(loop, SelectLoop):
-            return loop.interests
-        if isinstance(loop, EpollLoop):
-            if loop.fileno() >= FD_SETSIZE:
-                raise ValueError("select cannot watch the daemon's epoll descriptor")
-            return frozenset((loop.fileno(),)), frozenset()
-        raise WrongMode("a daemon that polls has no sets")
-
-    def get_timeout(self) -> float | None:
-        """Seconds until the daemon must be turned even if nothing is ready; None: never."""
-        if self._mode is Mode.THREAD_PER_CONNECTION:
-            return None
-        return self._running().seats[0].loop.timeout_s()
-
-    def fileno(self) -> int:
-        """With ``Poller.EPOLL`` in ``Mode.EXTERNAL``: one descriptor to watch, readable when a turn is needed."""
-        loop = self._external()
-        if not isinstance(loop, EpollLoop):
-            raise WrongMode("only a daemon on epoll has one descriptor for all")
-        return loop.fileno()
 
     # -- clients ----------------------------------------------------------------------------------
 
@@ -359,79 +279,7 @@ class Daemon:
         Raises:
             OSError: EACCES by policy, ENFILE at a limit, EINVAL where it cannot be served, or what the socket said.
         """
-        owned = _as_socket(sock)
-        try:
-            shell = self._running()
-            owned.setblocking(False)
-            peer = peer or _address(owned, owned.getpeername)
-            local = _address(owned, owned.getsockname)
-            verdict = self._admission.judge(peer)
-        except BaseException:
-            owned.close()
-            raise
-        if verdict is not Verdict.ADMITTED:
-            owned.close()
-            if verdict is Verdict.DENIED:
-                raise PermissionError(errno.EACCES, "the accept policy turns this client away")
-            self._admission.leave(peer)
-            raise OSError(errno.ENFILE, "a limit on the number of connections is reached")
-        try:
-            shell.add(owned, peer, local)
-        except ValueError as exc:
-            raise OSError(errno.ENFILE, str(exc)) from exc
-
-    def _accepted(
-        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, listener: Listener
-    ) -> None:
-        try:
-            verdict = self._admission.judge(peer)
-        except BaseException:
-            sock.close()
-            raise
-        if verdict is Verdict.DENIED:
-            sock.close()
-            return
-        if verdict is Verdict.ADMITTED:
-            self._running().accepted(seat, sock, peer, local)
-        else:  # told so here, in every mode: this costs no thread
-            self._place(seat, sock, peer, local).refuse(
-                Rejected(503, "too many connections", retry_after_s=1)
-            )
-
-    def _place(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> Client:
-        """In the seat's thread.  Who was admitted leaves again, whatever happens."""
-        handle = Connection(self, seat, peer, local)
-
-        def connect(
-            engine: Engine, sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
-        ) -> Client:
-            handle.client = Client(engine, sock, peer, local, scheme, handle)
-            return handle.client
-
-        seat.engine.connect = connect
-        try:
-            seat.engine.add_connection(sock, peer=peer, local=local)
-        except BaseException:
-            self._admission.leave(peer)
-            raise
-        if self._on_connection is not None:
-            guarded(self._on_connection, handle, True)
-        return handle.client
-
-    def connection_closed(self, connection: Connection) -> None:
-        """A connection's last word, in its thread."""
-        if self._on_connection is not None:
-            guarded(self._on_connection, connection, False)
-        # After it: who waits until nobody is connected has been told of everybody.
-        self._admission.leave(connection.peer)
-        shell = self._shell
-        if isinstance(shell, ThreadPerConnection):
-            shell.left(connection.seat)
-
-    def request_ended(self, connection: Connection, state: Any, why: Termination) -> None:
-        """A request's last word, in its connection's thread."""
-        if self._on_completed is not None:
-            guarded(self._on_completed, connection, state, why)
+        self.reception.add(sock, peer)
 
     # -- what is known -----------------------------------------------------------------------------
 
@@ -459,24 +307,25 @@ class Daemon:
             self._admission.count,
             sum(seat.engine.idle for seat in seats),
             sum(seat.engine.busy for seat in seats),
-            self._listener is not None and self._state is _State.RUNNING,
+            self._listener is not None and self._state is _State.RUNNING and not self._draining,
         )
 
     # -- inside -------------------------------------------------------------------------------------
 
     def _make_shell(self) -> ModeShell:
+        place = self.reception.place
         if self._mode is Mode.EXTERNAL:
-            return External(self._make_seat(), self._place)
+            return External(self._make_seat(), place)
         if self._mode is Mode.THREAD_PER_CONNECTION:
-            return ThreadPerConnection(self._make_seat(), self._place, self._make_seat, self._admission.leave)
+            return ThreadPerConnection(self._make_seat(), place, self._make_seat, self._admission.leave)
         count = self._threads if self._mode is Mode.POOL else 1
-        return PollingThreads([self._make_seat() for _ in range(count)], self._place)
+        return PollingThreads([self._make_seat() for _ in range(count)], place)
 
     def _make_seat(self) -> Seat:
         loop = _LOOPS[self._poller]()
 
         def accepted(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
-            self._accepted(seat, sock, peer, local, listener)
+            self.reception.accepted(seat, sock, peer, local, listener)
 
         engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
         seat = Seat(loop, engine)
@@ -487,47 +336,12 @@ class Daemon:
             raise QuiesceError("the daemon does not run")
         return self._shell
 
-    def _external(self) -> OwnLoop:
-        if self._mode is not Mode.EXTERNAL:
-            raise WrongMode(
-                "the daemon has threads of its own; only Mode.EXTERNAL is turned by its application"
-            )
-        seat = self._running().seats[0]
-        seat.engine.enter()  # whoever turns it is its thread
-        return seat.loop
+    @property
+    def _is_over(self) -> bool:
+        return self._state in (_State.STOPPING, _State.STOPPED)
 
 
 def _poller(mode: Mode, poller: Poller) -> Poller:
     if poller is not Poller.AUTO:
         return poller
     return Poller.POLL if mode is Mode.THREAD_PER_CONNECTION else Poller.EPOLL
-
-
-def _as_socket(sock: socket.socket | int) -> socket.socket:
-    if isinstance(sock, socket.socket):
-        return sock
-    try:
-        return socket.socket(fileno=sock)
-    except OSError:
-        if sock >= 0:
-            try:
-                os.close(sock)
-            except OSError:
-                pass  # it was none; what it is not is what the caller is told
-        raise
-
-
-def _as_listener(listener: socket.socket | int) -> socket.socket:
-    sock = listener if isinstance(listener, socket.socket) else socket.socket(fileno=listener)
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        if sock is not listener:
-            sock.detach()  # it stays the caller's
-        raise OSError(errno.EINVAL, "this socket does not listen")
-    return sock
-
-
-def _address(sock: socket.socket, ask: Callable[[], Any]) -> Address:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    address = ask()
-    return (str(address[0]), int(address[1]))

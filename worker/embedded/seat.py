@@ -111,6 +111,11 @@ class Seat:
         if not self._stopped:  # of a client that has just gone
             self.engine.drain(timeout_s, lambda: None)
 
+    def stay(self) -> None:
+        """A drain is taken back, where there is no listener."""
+        if not self._stopped:
+            self.engine.accept()
+
     def close(self) -> None:
         """Wait for the thread, which releases the loop; or release it here.  Not from the loop's own thread."""
         if self._thread is None:

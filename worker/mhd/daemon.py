@@ -11,7 +11,8 @@ from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.termination import Termination
 from quiesce.worker.embedded.connection import Connection, Stage
-from quiesce.worker.embedded.daemon import Daemon, Mode, NotListening, Poller, WrongMode
+from quiesce.worker.embedded.daemon import Daemon
+from quiesce.worker.embedded.kinds import Mode, NotListening, Poller, WrongMode
 from quiesce.worker.embedded.panic import panic, set_panic_handler
 from quiesce.worker.mhd.c_types import FD_SET, Cell, fd_set, set_errno
 from quiesce.worker.mhd.constants import (
