@@ -92,7 +92,7 @@ class Acceptor:
         self._gate = gate
         self._show = show
         self._turn_away = turn_away
-        self._reserve = Reserve() if turn_away is not None else None
+        self._reserve = Reserve()  # filled while we accept, and somebody can turn a client away
         self._rested = 0.0  # when we rested last
         self.listeners: dict[str, Listener] = {}
         self.active = False
@@ -143,10 +143,13 @@ class Acceptor:
         self.active = False
         self._show(False)
         self._unwatch_all()
+        self._reserve.spend()
 
     def _watch_all(self) -> None:
         self._cancel()
         self._show(True)
+        if self._turn_away is not None:
+            self._reserve.fill()
         for listener in self.listeners.values():
             self._watch(listener)
 
@@ -221,7 +224,7 @@ class Acceptor:
         """Accept one with the reserve, and turn it away.  Once for each rest, so there is a bound to it; and the client
         has the reserve's place until it has gone.
         """
-        if self._turn_away is None or self._reserve is None or not self._reserve.spend():
+        if self._turn_away is None or not self._reserve.spend():
             return
         try:
             fd, peer = listener.sock._accept()  # type: ignore[attr-defined]
@@ -252,8 +255,6 @@ class Acceptor:
 
     def _again(self) -> None:
         self._retry = None
-        if self._reserve is not None:
-            self._reserve.fill()
         if self.active:
             self._watch_all()
 
@@ -318,10 +319,7 @@ class Acceptor:
         self.pause()
         for name in list(self.listeners):
             self.remove(name)
-        if self._reserve is not None:
-            self._reserve.spend()
 
     def descriptors(self) -> list[int]:
         """All of ours."""
-        reserve = [] if self._reserve is None else self._reserve.descriptors()
-        return [listener.fd for listener in self.listeners.values()] + reserve
+        return [listener.fd for listener in self.listeners.values()] + self._reserve.descriptors()

@@ -8,7 +8,6 @@ class Reserve:
 
     def __init__(self) -> None:
         self._fd = -1
-        self.fill()
 
     def fill(self) -> None:
         """Take one, if there is one and we have none."""
@@ -19,7 +18,7 @@ class Reserve:
                 pass  # another time
 
     def spend(self) -> bool:
-        """Let it go, for one accept.  False: it is not there."""
+        """Let it go.  False: it was not there."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
