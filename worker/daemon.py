@@ -23,6 +23,7 @@ from quiesce.worker.net.counters import Counters
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.gate import Gate, Neighbours
+from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.net.stream import Connection
 
 AccessLog = Callable[[Exchange, int, int, float], None]
@@ -56,8 +57,10 @@ class Daemon:
         connect: Makes the connections, in place of ``Connection``: for who must know more of each one.
         accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
             affair, and :meth:`add_connection` is the way back.
-        turn_away: Is given, in place of ``accepted``, a client who came when the process had no descriptors left, to be
-            told so.  None: it waits in the listener's queue, for another process that accepts there.
+        reserve: No other process accepts on these listeners: when there are no descriptors left this one is used to
+            tell clients so.  Else they wait in the listener's queue.  Daemons of one process that share a listener
+            share it.
+        turn_away: Is given, in place of ``accepted``, those who are to be told so.
         heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
@@ -77,6 +80,7 @@ class Daemon:
         unready: Callable[[], bool] = lambda: False,
         connect: Connect | None = None,
         accepted: Accepted | None = None,
+        reserve: Reserve | None = None,
         turn_away: Accepted | None = None,
         heartbeat: bool = True,
     ) -> None:
@@ -101,7 +105,13 @@ class Daemon:
         self._connections: set[Ending] = set()
         self._by_ip: dict[str, int] = {}
         self._acceptor = Acceptor(
-            loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting, turn_away
+            loop,
+            accepted or self._accepted,
+            before_accept,
+            self.gate,
+            self._show_accepting,
+            reserve,
+            turn_away or self._turn_away,
         )
         self.connect: Connect = connect or Connection
         self._blocking = getattr(app, "blocking", True)
@@ -181,11 +191,8 @@ class Daemon:
     def descriptors(self) -> list[int]:
         """All that a forked child of the application must close: it would hold connections and listeners open
         for as long as it lives."""
-        return [
-            *self._acceptor.descriptors(),
-            *self.loop.descriptors(),
-            *(c.sock.fileno() for c in self._connections),
-        ]
+        listeners = [listener.fd for listener in self._acceptor.listeners.values()]
+        return [*listeners, *self.loop.descriptors(), *(c.sock.fileno() for c in self._connections)]
 
     def forked(self) -> None:
         """In a forked child of the application, after its descriptors were closed: let nothing here act for
@@ -237,6 +244,11 @@ class Daemon:
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def _turn_away(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
+        self.counters.count(figures.REFUSED)
+        connection = self.add_connection(sock, peer=peer, local=local)
+        connection.refuse(Rejected(503, "no descriptors left", retry_after_s=1))
 
     def _add(self, connection: Connection) -> int:
         self._connections.add(connection)

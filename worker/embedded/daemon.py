@@ -30,6 +30,7 @@ from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
 
 
@@ -144,7 +145,7 @@ class Daemon(Turning):
         self.upload_memory = upload_memory
         self._where = Listening(host, port, path, backlog, address_reuse, dual_stack, fast_open)
         self._listens = listen
-        self._alone = alone
+        self._reserve = Reserve() if alone else None
         self._given = listener
         self._listener: socket.socket | None = None
         self._listener_fd = -1
@@ -341,7 +342,8 @@ class Daemon(Turning):
             loop,
             limits=self._limits,
             accepted=accepted,
-            turn_away=turn_away if self._alone else None,
+            reserve=self._reserve,
+            turn_away=turn_away,
             heartbeat=False,
         )
         seat = Seat(loop, engine)

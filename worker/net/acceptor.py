@@ -78,13 +78,15 @@ class Acceptor:
         before_accept: Callable[[], None] | None,
         gate: Gate,
         show: Callable[[bool], None],
-        turn_away: Accepted | None = None,
+        reserve: Reserve | None,
+        turn_away: Accepted,
     ) -> None:
         """
         Args:
             show: Is told whether we accept, whenever that changes; a gate that is closed changes nothing.
-            turn_away: Is given, as ``accepted`` would be, a client for whom there is no room.  None: somebody else
-                accepts on these listeners, so that who has no room leaves it to them.
+            reserve: For who accepts alone: to accept with when there are no descriptors left.  None: others accept on
+                these listeners, and who comes then is left to them.
+            turn_away: Is given, as ``accepted`` would be, whom the reserve was used for.
         """
         self._loop = loop
         self._accepted = accepted
@@ -92,8 +94,8 @@ class Acceptor:
         self._gate = gate
         self._show = show
         self._turn_away = turn_away
-        self._reserve = Reserve()  # filled while we accept, and somebody can turn a client away
-        self._rested = 0.0  # when we rested last
+        self._reserve = reserve
+        self._is_short = False  # we rest for want of descriptors
         self.listeners: dict[str, Listener] = {}
         self.active = False
         self._retry: Timer | None = None
@@ -137,19 +139,20 @@ class Acceptor:
 
     def start(self) -> None:
         self.active = True
+        if self._reserve is not None:
+            self._reserve.hold()
         self._watch_all()
 
     def pause(self) -> None:
+        if self.active and self._reserve is not None:
+            self._reserve.leave()
         self.active = False
         self._show(False)
         self._unwatch_all()
-        self._reserve.spend()
 
     def _watch_all(self) -> None:
         self._cancel()
         self._show(True)
-        if self._turn_away is not None:
-            self._reserve.fill()
         for listener in self.listeners.values():
             self._watch(listener)
 
@@ -180,6 +183,9 @@ class Acceptor:
         if self._before is not None:
             self._before()  # an order to quiesce that has arrived wins
         if not listener.watched:
+            return
+        if self._reserve is not None and not self._reserve.is_there():
+            self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
             return
         # O_NONBLOCK is on the shared open file description and any process may have cleared it; accept has no
         # MSG_DONTWAIT; and what epoll saw, another worker may have taken.  We would block for ever.
@@ -214,25 +220,8 @@ class Acceptor:
             return True
         if exc.errno not in _EXHAUSTED:
             print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
-        has_rested = self._loop.now() - self._rested < 2 * _RETRY_S
         self._rest(exc)
-        if has_rested and exc.errno in _OUT_OF_DESCRIPTORS:
-            self._say_no(listener)
         return False
-
-    def _say_no(self, listener: Listener) -> None:
-        """Accept one with the reserve, and turn it away.  Once for each rest, so there is a bound to it; and the client
-        has the reserve's place until it has gone.
-        """
-        if self._turn_away is None or not self._reserve.spend():
-            return
-        try:
-            fd, peer = listener.sock._accept()  # type: ignore[attr-defined]
-        except OSError:
-            pass  # another thread was faster, or the client has gone
-        else:
-            self._give(listener, fd, peer, self._turn_away)
-        self._reserve.fill()
 
     def _rest(self, exc: OSError) -> None:
         """Leave the listeners alone for a moment.
@@ -250,13 +239,46 @@ class Acceptor:
             )
         self._show(False)
         self._unwatch_all()
-        self._rested = self._loop.now()
-        self._retry = self._loop.call_at(self._rested + _RETRY_S, self._again)
+        self._is_short = exc.errno in _OUT_OF_DESCRIPTORS
+        self._retry = self._loop.call_at(self._loop.now() + _RETRY_S, self._again)
 
     def _again(self) -> None:
         self._retry = None
-        if self.active:
+        if self.active and not (self._is_short and self._accept_short()):
             self._watch_all()
+
+    def _accept_short(self) -> bool:
+        """Nobody else accepts, and so nobody is to wait for ever: if there still is no descriptor, take one client with
+        the reserve and turn it away.  One for each rest, so there is a bound to it; and it has the reserve's place
+        until it has gone.  True: we rest again.
+        """
+        if self._reserve is None:
+            return False
+        waiting = self._waiting()  # accept wants a descriptor before it looks who is there
+        for listener in [one for one in self.listeners.values() if one.fd in waiting]:
+            os.set_blocking(listener.fd, False)  # as in _ready
+            give = self._accepted
+            with self._reserve:
+                taken, error = self._try(listener)
+                if error is not None and self._reserve.spend():
+                    give = self._turn_away
+                    taken, _ = self._try(listener)
+                    self._reserve.fill()
+            if error is not None:
+                self._rest(error)
+            if taken is not None:
+                self._give(listener, *taken, give)
+            if error is not None:
+                return True
+        return False
+
+    @staticmethod
+    def _try(listener: Listener) -> tuple[tuple[int, Any] | None, OSError | None]:
+        """Whom we accepted; or what says that there are no descriptors.  Neither: nobody is there."""
+        try:
+            return listener.sock._accept(), None  # type: ignore[attr-defined]
+        except OSError as exc:
+            return None, exc if exc.errno in _OUT_OF_DESCRIPTORS else None
 
     # -- above our share ------------------------------------------------------------------------
 
@@ -319,7 +341,3 @@ class Acceptor:
         self.pause()
         for name in list(self.listeners):
             self.remove(name)
-
-    def descriptors(self) -> list[int]:
-        """All of ours."""
-        return [listener.fd for listener in self.listeners.values()] + self._reserve.descriptors()
