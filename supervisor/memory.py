@@ -36,7 +36,10 @@ class Memory:
         self.attempts = 0  # of supervisors that began to go on from the state, until one has
         self.replacing = ""  # our version, while we execute another one in our place
         self._saving: list[Settings] = []
-        self._as_json: dict[int, tuple[Settings, dict[str, Any]]] = {}  # by id(): settings do not change
+        self._as_json: dict[
+            int, dict[str, Any]
+        ] = {}  # of those in the last state, by id(): they do not change
+        self._known: list[Settings] = []  # the same, so that no other gets the id of one of them
 
     def add(self, part: Part) -> None:
         """This fills in its part of each state."""
@@ -67,7 +70,7 @@ class Memory:
         snapshot.reexec_from, snapshot.attempts = self.replacing, self.attempts
         for part in self._parts:
             part(snapshot)
-        snapshot.settings = [self._json(settings) for settings in self._saving]
+        snapshot.settings = self._settings()
         try:
             self.store.write(encode(snapshot))
         except (QuiesceError, OSError) as exc:
@@ -81,13 +84,12 @@ class Memory:
         self._saving.append(settings)
         return len(self._saving) - 1
 
-    def _json(self, settings: Settings) -> dict[str, Any]:
-        known = self._as_json.get(id(settings))
-        if known is None or known[0] is not settings:
-            if len(self._as_json) > 16:
-                self._as_json.clear()
-            known = self._as_json[id(settings)] = settings, settings_to_json(settings)
-        return known[1]
+    def _settings(self) -> list[dict[str, Any]]:
+        """As JSON.  Those of the state before need not be converted again."""
+        as_json = [self._as_json.get(id(each)) or settings_to_json(each) for each in self._saving]
+        self._as_json = {id(each): data for each, data in zip(self._saving, as_json, strict=True)}
+        self._known = self._saving
+        return as_json
 
     def close(self) -> None:
         self._open = False

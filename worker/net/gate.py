@@ -4,15 +4,14 @@ Without it a shared listener is up to 3.5 times off the mean: whoever is woken f
 woken or waited for here: a worker looks at what the others show, and what they leave it takes.
 """
 
-from time import monotonic, monotonic_ns
+from time import monotonic_ns
 
 from quiesce.shared.scoreboard import Field, Scoreboard
-from quiesce.worker.core.share import MOST_OPEN, NEVER, Patience, is_churn, limit
+from quiesce.worker.core.share import MOST_OPEN, NEVER, is_churn, limit
 from quiesce.worker.net.counters import ACCEPTED, HANDED_IN, HANDED_OUT, Counters
 
 _FRESH_NS = 500_000_000  # whose loop has not turned since then takes nobody: stopped, dead, or in a request
 _SPARE = 8  # slots behind the last one that is in use: a new worker counts at once
-_FORGET_S = 0.25  # of a lane: who asks after so long asks about something else
 
 
 class Neighbours:
@@ -70,8 +69,6 @@ class Gate:
         self._is_churn = False
         self._most_open = [0, 0]  # in this beat and the one before
         self._ended = [0, 0]  # connections that had ended when they began
-        self._lane = Patience()
-        self._lane_asked = 0.0
 
     def use(self, neighbours: Neighbours | None) -> None:
         """These are the others from now on."""
@@ -105,17 +102,10 @@ class Gate:
         self.limit = limit(open_, self.neighbours.open())
 
     def may_take(self) -> bool:
-        """May we take from a lane in which something waits?  Who is told no asks again: at first after `FIRST_LOOK_S`,
-        and then as `next_look_s` says, as long as something waits.  What has waited `PATIENCE_S` is ours.
+        """May we take from a lane?  That what the others leave there is taken all the same is the affair of who
+        asks.
         """
-        if self.counters.open <= self.limit or not self.is_above():
-            self._lane.since = None
-            return True
-        now = monotonic()
-        if now - self._lane_asked > _FORGET_S:
-            self._lane.since = None
-        self._lane_asked = now
-        return self._lane.look(now, True)
+        return self.counters.open <= self.limit or not self.is_above()
 
     def others_accepted(self) -> int:
         """A figure that changes when another worker accepts."""

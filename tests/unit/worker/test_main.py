@@ -368,7 +368,7 @@ def test_unknown_messages_are_skipped_and_their_descriptors_closed(site: Site) -
         ours, theirs = socket.socketpair()
         with ours, theirs:
             supervisor.expect(msg.Hello)
-            raw(supervisor, b'{"v":2,"type":"lane","seq":1,"fds":1,"colour":"red"}', (theirs.fileno(),))
+            raw(supervisor, b'{"v":2,"type":"street","seq":1,"fds":1,"colour":"red"}', (theirs.fileno(),))
             supervisor.configure("shop")
             supervisor.expect(msg.Ready)
             raw(supervisor, b'{"v":1,"type":"dance","seq":2,"fds":1}', (theirs.fileno(),))
@@ -376,7 +376,7 @@ def test_unknown_messages_are_skipped_and_their_descriptors_closed(site: Site) -
             theirs.close()
             ours.settimeout(PATIENCE_S)
             assert ours.recv(1) == b""
-        assert "message 'lane' is not known to this version" in supervisor.output()
+        assert "message 'street' is not known to this version" in supervisor.output()
         assert "message 'dance' is not known" in supervisor.output()
 
 
