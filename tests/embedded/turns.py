@@ -12,7 +12,7 @@ from quiesce.worker.embedded import daemon as module
 from quiesce.worker.embedded.seat import Seat
 from quiesce.worker.loops.own_loop import OwnLoop
 
-TICK_S = 0.02
+TICK_S = 0.01
 
 
 class Turns:

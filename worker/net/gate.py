@@ -80,13 +80,17 @@ class Gate:
         if self.neighbours is None:
             return
         self.neighbours.count()
-        slot, open_ = self.counters.slot, self.counters.open
-        ended = slot[ACCEPTED] + slot[HANDED_IN] - slot[HANDED_OUT] - open_
-        most = max(*self._most_open, open_)
-        self._is_churn = is_churn(ended - self._ended[1], most)
-        self._ended = [ended, self._ended[0]]
-        self._most_open = [open_, self._most_open[0]]
+        self._is_churn = self._churns()
+        self._ended = [self._ended_by_now(), self._ended[0]]
+        self._most_open = [self.counters.open, self._most_open[0]]
         self._look()
+
+    def _ended_by_now(self) -> int:
+        slot = self.counters.slot
+        return slot[ACCEPTED] + slot[HANDED_IN] - slot[HANDED_OUT] - self.counters.open
+
+    def _churns(self) -> bool:
+        return is_churn(self._ended_by_now() - self._ended[1], max(*self._most_open, self.counters.open))
 
     def is_above(self) -> bool:
         """Have we more than our share, as things are now?"""
@@ -94,8 +98,10 @@ class Gate:
         return self.counters.open > self.limit
 
     def _look(self) -> None:
+        if self.neighbours is not None:
+            self._is_churn = self._is_churn or self._churns()
         if self.neighbours is None or self._is_churn:
-            self.limit = NEVER
+            self.limit = NEVER  # until the next beat
             return
         open_ = self.counters.open
         self._most_open[0] = max(self._most_open[0], open_)
