@@ -440,7 +440,6 @@ class Daemon:
     def _step(self, event: life.Event) -> None:
         self._state, actions = life.step(self._state, event)
         self.draining = self._state in (life.State.DRAINING, life.State.DRAINED)
-        self.counters.slot[figures.ACCEPTING] = self._state is life.State.SERVING
         self._look()
         for action in actions:
             self._perform(action)

@@ -159,6 +159,22 @@ def test_clients_that_connect_for_each_request_are_not_gated(board: Scoreboard, 
         assert made.is_above()
 
 
+@pytest.mark.parametrize(("times", "above"), [(1, True), (3, False)])
+def test_it_is_known_before_the_next_heartbeat(board: Scoreboard, times: int, above: bool) -> None:
+    """All leave and come back: once, or for each request."""
+    neighbour(board)
+    made = gate(board, 0)
+    slot = made.counters.slot
+    for time_ in range(times + 1):
+        if time_:
+            made.counters.connection(-300, 0)
+        for _ in range(10):  # one of them looks, now and then
+            slot[Field.ACCEPTED] += 30
+            made.counters.connection(30, 0)
+            made.is_above()
+    assert made.is_above() is above
+
+
 @pytest.mark.parametrize("ended", [0, 300])
 def test_handed_over_is_not_ended(board: Scoreboard, ended: int) -> None:
     """And who comes by a lane has come, so that those who end are not missed."""
