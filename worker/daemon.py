@@ -21,7 +21,7 @@ from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
-from quiesce.worker.net.counters import Counters
+from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
 from quiesce.worker.net.deadline import Together
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
@@ -100,7 +100,10 @@ class Daemon:
         self.limits = limits
         self.access_log = access_log
         self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
-        self.counters = Counters(slot)
+        self.is_inline = threads <= 1 or not getattr(
+            app, "blocking", True
+        )  # the application is called in the loop's thread
+        self.counters = Counters(slot) if self.is_inline else SharedCounters(slot)
         self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
@@ -130,10 +133,8 @@ class Daemon:
             turn_away or self._turn_away,
         )
         self.connect: Connect = connect or Connection
-        self._blocking = getattr(app, "blocking", True)
-        self._pool = (
-            ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
-        )
+        self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
+        self._handle = app.handle
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
@@ -327,7 +328,6 @@ class Daemon:
         return connection
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
-        sock.setblocking(False)
         limits = self.limits
         connection = self.connect(self, sock, peer, local, "http", False)
         connection.attend()
@@ -380,17 +380,23 @@ class Daemon:
 
     def call(self, exchange: Exchange) -> None:
         """Have a request answered, here or by the pool."""
+        now = monotonic_ns()
+        if not exchange.since_ns:
+            exchange.since_ns = now
         if self._ready_path and self._answer_ready(exchange):
             return
         if self._pool is not None:
             self._pool.submit(exchange)
             return
         slot = self.counters.slot
-        slot[figures.IN_REQUEST_SINCE_NS] = monotonic_ns()
+        slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
-        self._call(exchange)
+        try:
+            self._handle(exchange)
+        except BaseException as exc:  # SystemExit too: one request does not end the process
+            exchange.fail(exc)
         self._in_call = False
-        slot[figures.IN_REQUEST_SINCE_NS] = 0
+        slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self.check_empty()
 

@@ -23,11 +23,11 @@ from harness.users import FEW_FILES, give, ordinary_user
 from load.crowd import Crowd, Size
 
 FULL = os.environ.get("QUIESCE_SOAK") == "full"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000 if FULL else 300)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(3000 if FULL else 300)]
 CHANGES = 50 if FULL else 8
 KILLS = 100 if FULL else 10
 #: Nobody leaves by himself in the time that a test takes.
-PATIENT = '[limits]\nheader_timeout = "3000s"\nidle_timeout = "3000s"\nconnections = 0\n'
+PATIENT = '[limits]\nheader_timeout = "3000s"\nidle_timeout = "3000s"\nconnections = 20000\n'
 EVERYBODY = Size(idle=1000, busy=64, half_heads=10, fresh=10, pipelining=1)
 
 
@@ -93,11 +93,15 @@ def test_five_hundred_with_few_descriptors(tmp_path: Path, notes: Notes, port: P
     """An ordinary user whose limit of descriptors is 1024: what is in flight counts for him, and the bounds hold."""
     user = ordinary_user(tmp_path / "home", FEW_FILES)
     v1, v2 = (build(tmp_path, name, notes) for name in ("v1", "v2"))
-    give(tmp_path, user.uid)
+    directory = tmp_path / "i"
+    directory.mkdir()
+    tmp_path.chmod(0o755)
+    for each in (directory, notes.path):
+        give(each, user.uid)
     size = Size(idle=500, busy=4, half_heads=4, fresh=4)
     with (
         running(
-            tmp_path / "home" / "instance", v1, "--python", user.python, binds=[port.address], config=PATIENT,
+            directory, v1, "--python", user.python, binds=[port.address], config=PATIENT,
             command=user.command, env=user.env,
         ) as instance,
         Crowd(instance.target, size) as crowd,

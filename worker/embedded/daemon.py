@@ -9,6 +9,8 @@ from typing import Any
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.apps.base import App
+from quiesce.worker.complaints import Complain, Logger, to_logger, to_stderr
+from quiesce.worker.core.discipline import discipline as disciplined
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.values import unescape as plain_unescape
@@ -16,6 +18,7 @@ from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.admission import AcceptPolicy, Admission
 from quiesce.worker.embedded.apps import AccessApp, RequestApp
 from quiesce.worker.embedded.connection import AccessHandler, Connection
+from quiesce.worker.embedded.hand_over import HandOver
 from quiesce.worker.embedded.kinds import DaemonInfo, Mode, NotListening, Poller
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
@@ -30,6 +33,7 @@ from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.lane_reader import Arrival
 from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
 
@@ -73,7 +77,9 @@ class Daemon(Turning):
         allow_suspend: ``Connection.suspend`` may be called.
         on_connection: Called with a connection, and True when it begins, False when it has ended.
         on_completed: Called once for each request that a handler saw: connection, ``connection.state``, how it ended.
-        uri_log: Called with connection and request target as sent; what it returns is the request's first ``state``.
+        uri_log: Called with connection and request target as sent, when the request line is there and before
+            anything behind it is looked at; what it returns is the request's first ``state``, and
+            ``on_completed`` is called also if no handler ever sees the request.
         unescape: Decodes arguments, in place of percent-decoding.
         backlog: Of the listening socket.
         path: A unix socket to listen on, in place of host and port; who removes the file is you.
@@ -82,6 +88,13 @@ class Daemon(Turning):
         dual_stack: With an IPv6 host: IPv4 as well.
         fast_open: So many clients may have sent their first bytes along with their SYN (TCP Fast Open); 0: none.
         upload_memory: So much of a body may be left unread by an access handler.
+        stack_size: Of each thread of the daemon's, in bytes; 0: the system's.
+        discipline: How much of a client's carelessness is forgiven: 3 (none) to -3.  None: what could be read in two
+            ways is refused, and nothing else.  Row by row in docs/libmicrohttpd.md.
+        allow_request_smuggling_by_discipline: Levels below 1 forgive also what a proxy in front may have read in
+            another way.  For a network where there is none, and nobody who would try.
+        date: False: answers have no Date field, for a machine without a clock.
+        logger: Called, from any thread, with each line of what the daemon complains about, in place of standard error.
     """
 
     def __init__(
@@ -111,6 +124,11 @@ class Daemon(Turning):
         dual_stack: bool = False,
         fast_open: int = 0,
         upload_memory: int = 256 * 1024,
+        stack_size: int = 0,
+        discipline: int | None = None,
+        allow_request_smuggling_by_discipline: bool = False,
+        date: bool = True,
+        logger: Logger | None = None,
     ) -> None:
         if (handler is None) is (access_handler is None):
             raise TypeError("give a handler, or an access_handler, and not both")
@@ -135,11 +153,16 @@ class Daemon(Turning):
                 send_timeout=timeout_s,
             )
         self.timeout_s = timeout_s
+        self.complain: Complain = to_stderr if logger is None else to_logger(logger)
+        self._stack_size = _stack_size(stack_size)
+        self._date = date
+        self.discipline = disciplined(discipline, allow_request_smuggling_by_discipline)
         # Counted here, over all threads; the engines count nobody.
         self._limits = limits._replace(connections=0, connections_per_ip=0)
         self._admission = Admission(limits.connections, limits.connections_per_ip, policy)
+        self._hand_over = HandOver()
         self.allows_suspend = allow_suspend
-        self.reception = Reception(self, self._admission, on_connection, on_completed)
+        self.reception = Reception(self, self._admission, self._hand_over, on_connection, on_completed)
         self.uri_log = uri_log
         self.unescape = unescape
         self.upload_memory = upload_memory
@@ -229,6 +252,7 @@ class Daemon(Turning):
         if self._listener is not None:
             raise QuiesceError("the daemon listens; quiesce it first")
         self._running()
+        self.hand_over(None)
         self._take(as_listener(listener))
 
     def stop(self, drain: float | None = None) -> None:
@@ -253,6 +277,7 @@ class Daemon(Turning):
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()  # and never shut down: other processes may accept on it
+        self._hand_over.close()
 
     def drain(self, timeout_s: float) -> None:
         """Accept nobody, tell each client with its next answer that it is the last, and end after ``timeout_s`` what is
@@ -270,6 +295,46 @@ class Daemon(Turning):
         while self._admission.count and monotonic() < until:
             self._external().turn(max(0.0, until - monotonic()))
         return not self._admission.count
+
+    # -- live connections, from one daemon to another -----------------------------------------------
+
+    def hand_over(self, sock: socket.socket | None) -> int:
+        """Give live connections to a daemon in another process, which calls :meth:`receive` with the other end.
+
+        Each connection that is between two requests moves now, with what was read of the next one; each other one as
+        it falls idle, until :meth:`stop`, :meth:`resume` or ``hand_over(None)``.  Their clients notice
+        nothing: the sockets stay open.  Those whose answer is their last stay; so do all while nobody reads
+        fast enough, and are served here until there is room.  Callbacks are told that a
+        connection which moved has ended; what they keep of it stays here.
+
+        :meth:`quiesce` first, or new clients go on coming.  See to it that somebody reads: what lies in the socket
+        when its last reader ends is lost.
+
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed when
+                it hands over no more: then the other daemon's :meth:`receive` has come to its end.
+
+        Returns:
+            How many have moved to the socket that was given last.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        return self._hand_over.to(self._running().all_seats(), sock)
+
+    def receive(self, sock: socket.socket) -> None:
+        """Serve the live connections that another daemon hands over on this socket, until its end.
+
+        Policy and limits turn none of them away.  Their times go on where they were.  In a pool each thread takes some.
+
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed at
+                its end or by :meth:`stop`.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        self._hand_over.receive(self._running().seats, sock)
 
     # -- clients ----------------------------------------------------------------------------------
 
@@ -330,9 +395,13 @@ class Daemon(Turning):
 
     def _make_seat(self) -> Seat:
         loop = _LOOPS[self._poller]()
+        loop.complain = self.complain
 
         def accepted(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
             self.reception.accepted(seat, sock, peer, local, listener)
+
+        def taken(arrivals: list[Arrival]) -> None:
+            self.reception.taken(seat, arrivals)
 
         def turn_away(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
             self.reception.turn_away(seat, sock, peer, local)
@@ -342,11 +411,14 @@ class Daemon(Turning):
             loop,
             limits=self._limits,
             accepted=accepted,
+            taken=taken,
             reserve=self._reserve,
             turn_away=turn_away,
             heartbeat=False,
         )
-        seat = Seat(loop, engine)
+        if not self._date:
+            engine.date, engine.date_line = _no_date, _no_date
+        seat = Seat(loop, engine, self._stack_size)
         return seat
 
     def _running(self) -> ModeShell:
@@ -357,6 +429,17 @@ class Daemon(Turning):
     @property
     def _is_over(self) -> bool:
         return self._state in (_State.STOPPING, _State.STOPPED)
+
+
+def _no_date(now: float = 0.0) -> bytes:
+    return b""
+
+
+def _stack_size(size: int) -> int:
+    if size:
+        before = threading.stack_size(size)  # or ValueError: the system has a least size
+        threading.stack_size(before)
+    return size
 
 
 def _poller(mode: Mode, poller: Poller) -> Poller:

@@ -1,12 +1,12 @@
 """Takes connections from the kernel's queue, and stops taking them."""
 
+import _socket
 import errno
 import os
 import select
 import socket
-import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.share import FIRST_LOOK_S, LOOK_S, Patience, next_look_s
@@ -19,6 +19,7 @@ _MOST_LAST = (
     1024  # from the queue of a listener that goes; who connects faster than we accept must not keep it
 )
 _RETRY_S = 0.1
+_MOST_LOCALS = 1000  # with a whole IPv6 network on an interface there could be any number
 _QUIET_LOOKS = 25  # above our share, and nobody comes: look no more, be told
 # accept(2): errors of the connection that came, not of the listener
 _OF_THE_CONNECTION = frozenset(
@@ -42,8 +43,10 @@ class Listener:
         self.fd = sock.fileno()
         self.watched = False
         self.patience = Patience()
+        self.family, self.proto = int(sock.family), sock.proto
         self.is_inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         self._local: Address = None
+        self._locals: dict[Address, Address] = {}  # so that connections to one address share it; bounded
         if self.is_inet:
             address = sock.getsockname()
             if address[0] not in ("0.0.0.0", "::"):
@@ -59,9 +62,12 @@ class Listener:
         if not self.is_inet or self._local is not None:
             return self._local
         try:
-            return sock.getsockname()[:2]  # type: ignore[no-any-return]
+            local = sock.getsockname()[:2]
         except OSError:
             return None
+        if len(self._locals) > _MOST_LOCALS:
+            self._locals.clear()
+        return self._locals.setdefault(local, local)
 
 
 class Acceptor:
@@ -212,14 +218,15 @@ class Acceptor:
     @staticmethod
     def _give(listener: Listener, fd: int, peer: Any, to: Accepted) -> None:
         # With family and type given, no getsockopt is needed to ask for them.
-        sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, listener.sock.proto, fd)
+        # And socket.socket adds to this class nothing but 24 bytes for each connection, and a microsecond.
+        sock = cast(socket.socket, _socket.socket(listener.family, socket.SOCK_STREAM, listener.proto, fd))
         to(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
 
     def _failed(self, listener: Listener, exc: OSError) -> bool:
         if exc.errno in _OF_THE_CONNECTION:
             return True
         if exc.errno not in _EXHAUSTED:
-            print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
+            self._loop.complain(f"cannot accept on {listener.name}: {exc}", None)
         self._rest(exc)
         return False
 
@@ -231,11 +238,9 @@ class Acceptor:
         """
         if not self._said:
             self._said = True
-            print(
-                f"quiesce: accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections "
-                "(said once)",
-                file=sys.stderr,
-                flush=True,
+            self._loop.complain(
+                f"accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections (said once)",
+                None,
             )
         self._show(False)
         self._unwatch_all()
