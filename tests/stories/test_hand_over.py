@@ -261,6 +261,12 @@ def still(instance: Instance, seconds: float) -> int:
 # -- deaths -------------------------------------------------------------------------------------
 
 
+def by_connections(instance: Instance, count: int) -> list[dict[str, Any]]:
+    """The workers, once they hold so many connections together; the one with the most is the last."""
+    status = instance.wait_status(lambda status: held(status) == count)
+    return sorted(status["workers"], key=lambda worker: int(worker["connections"]["open"]))
+
+
 def test_a_lane_survives_its_only_reader(tmp_path: Path, notes: Notes, port: Port) -> None:
     """What waits in it is read by the worker that takes the dead one's place."""
     release = build(tmp_path, "v1", notes)
@@ -268,8 +274,7 @@ def test_a_lane_survives_its_only_reader(tmp_path: Path, notes: Notes, port: Por
     with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
         instance.expect(r"worker lost")
         with Crowd(instance.target, size) as crowd:
-            instance.wait_status(lambda status: held(status) == size.idle)
-            writer, reader = instance.status()["workers"]
+            reader, writer = by_connections(instance, size.idle)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             status = instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)
@@ -292,7 +297,7 @@ def test_stop_with_connections_in_a_lane_serves_them_first(tmp_path: Path, notes
     release = build(tmp_path, "v1", notes)
     with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
         with Crowd(instance.target, Size(idle=40)) as crowd:
-            writer, reader = instance.wait_status(lambda status: held(status) == 40)["workers"]
+            reader, writer = by_connections(instance, 40)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)
@@ -312,7 +317,7 @@ def test_what_is_left_in_a_lane_at_the_end_is_closed_and_counted(
     with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
         instance.expect(r"worker lost")
         with Crowd(instance.target, Size(idle=40)) as crowd:
-            writer, reader = instance.wait_status(lambda status: held(status) == 40)["workers"]
+            reader, writer = by_connections(instance, 40)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             count = instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)["releases"][0][
