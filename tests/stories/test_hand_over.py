@@ -295,14 +295,16 @@ def test_a_lane_survives_its_only_reader(tmp_path: Path, notes: Notes, port: Por
 def test_stop_with_connections_in_a_lane_serves_them_first(tmp_path: Path, notes: Notes, port: Port) -> None:
     """They are read, and closed politely: not by a reset, and not before a request that was on its way is answered."""
     release = build(tmp_path, "v1", notes)
-    with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
+    with running(
+        tmp_path / "i", release, binds=[port.address], config=PATIENT, rollout={"drain_timeout": '"3s"'}
+    ) as instance:
         with Crowd(instance.target, Size(idle=40)) as crowd:
             reader, writer = by_connections(instance, 40)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)
             pending = instance.begin("stop")
-            instance.log.wait_for(lambda line: "waiting for" in line, 20)
+            instance.wait_status(lambda status: status["text"].startswith("stopping"))
             kill(reader["pid"], signal.SIGCONT)
             assert pending.finish().code == 0
             seen = crowd.look()
@@ -314,7 +316,9 @@ def test_what_is_left_in_a_lane_at_the_end_is_closed_and_counted(
     tmp_path: Path, notes: Notes, port: Port
 ) -> None:
     release = build(tmp_path, "v1", notes)
-    with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
+    with running(
+        tmp_path / "i", release, binds=[port.address], config=PATIENT, rollout={"drain_timeout": '"3s"'}
+    ) as instance:
         instance.expect(r"worker lost")
         with Crowd(instance.target, Size(idle=40)) as crowd:
             reader, writer = by_connections(instance, 40)
@@ -325,7 +329,7 @@ def test_what_is_left_in_a_lane_at_the_end_is_closed_and_counted(
             ]
             kill(writer["pid"], signal.SIGSTOP)
             pending = instance.begin("stop")
-            instance.log.wait_for(lambda line: "waiting for" in line, 20)
+            instance.wait_status(lambda status: status["text"].startswith("stopping"))
             for worker in (writer, reader):
                 kill(worker["pid"], signal.SIGKILL)
             assert pending.finish().code == 0
