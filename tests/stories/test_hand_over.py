@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
@@ -25,6 +26,7 @@ SIZE = Size(idle=200, busy=16, half_heads=10, fresh=10, pipelining=1)
 # Heads that are half sent and connections that say nothing outlive what a test takes.
 PATIENT = '[limits]\nheader_timeout = "300s"\nidle_timeout = "300s"\n'
 LONG = '"60s"'
+STEP = 1 if os.environ.get("QUIESCE_SOAK") == "full" else 5
 
 
 @contextlib.contextmanager
@@ -350,7 +352,7 @@ def test_the_supervisor_is_killed_anywhere_in_a_hand_over(
     size = Size(idle=60, busy=4, half_heads=4, fresh=4, pipelining=1)
     with serving(tmp_path, v1, port, size, env=trigger.env) as (instance, crowd):
         instance.expect(r"supervisor died", r"upgrade aborted")
-        for turn, writes in enumerate(range(1, 200, 5), 1):
+        for turn, writes in enumerate(range(1, 200, STEP), 1):
             instance.settled(2)
             trigger.arm(writes, "after" if turn % 2 else "before")
             if undone:
