@@ -796,6 +796,26 @@ def test_a_drain_whose_lane_has_ended_says_close_as_ever() -> None:
         assert drained.wait(PATIENCE_S)
 
 
+def test_a_drain_that_gets_another_lane_says_close_to_nobody() -> None:
+    """The release that it hands over to is replaced itself, while somebody waits to be moved."""
+    with staged() as stage, stage.old.connect() as client:
+        first, second = stage.target(), stage.target()
+        daemon, answer = stage.old.daemon, stage.old.daemon.app.handle
+
+        def handle(exchange: Any) -> None:
+            if exchange.request.path == "/wait":
+                stage.old.loop.call_soon_threadsafe(lambda: daemon.hand_over_to(second))
+                daemon.hand_over_to(first)
+                daemon.drain(PATIENCE_S, lambda: None)
+                stage.gate.opened.set()
+            answer(exchange)
+
+        daemon.app.handle = handle  # type: ignore[method-assign]
+        client.sendall(WAIT + GET * 3)
+        assert read_bodies(client, 4)[0] == [b"old"] + [b"new"] * 3
+        assert ask(client) == b"new"
+
+
 def test_at_the_deadline_those_that_could_not_go_are_ended_politely() -> None:
     with staged() as stage:
         (client,) = stage.idle()
