@@ -98,6 +98,7 @@ class Daemon:
         self.parser = HeadParser(limits)
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
+        self.hear = before_accept or (lambda: None)  # obey orders that have arrived
         self._ready_path = as_sent(ready_path)
         self._unready = unready
         self._state = life.State.QUIESCED

@@ -816,6 +816,35 @@ def test_a_drain_that_gets_another_lane_says_close_to_nobody() -> None:
         assert ask(client) == b"new"
 
 
+@pytest.mark.parametrize("pipelined", [0, 3])
+def test_a_lane_that_ends_while_the_order_for_another_one_waits_costs_nobody(pipelined: int) -> None:
+    """Who ends it says so before: but a packet may be on its way to it before that order is read."""
+    orders: list[Callable[[], None]] = []
+
+    def before() -> None:
+        while orders:
+            orders.pop()()
+
+    with staged("wsgi", before_accept=before) as stage, stage.old.connect() as client:
+        client.sendall(WAIT + GET * pipelined)
+        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        daemon, moved = stage.old.daemon, Moved()
+        ended, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        first, second = Target("first", ended, other.detach()), stage.target()
+
+        def begin() -> None:
+            daemon.hand_over_to(first)
+            daemon.drain(PATIENCE_S, lambda: None)
+            ended.shutdown(socket.SHUT_WR)
+            orders.append(lambda: daemon.hand_over_to(second, moved))
+
+        stage.old.do(begin)
+        stage.gate.opened.set()
+        assert read_bodies(client, 1 + pipelined)[0] == [b"old"] + [b"new"] * pipelined
+        assert moved.figures() == (1, 0)
+        assert ask(client) == b"new"
+
+
 def test_at_the_deadline_those_that_could_not_go_are_ended_politely() -> None:
     with staged() as stage:
         (client,) = stage.idle()

@@ -166,10 +166,13 @@ class Mover:
             self._retry_s = _RETRY_S[0]
             return True
         self._waiting.extendleft(batch)
-        if is_gone(failure):
-            self.stop()
-        else:
+        if not is_gone(failure):
             self._pause()
+            return False
+        self._daemon.hear()  # who ends a lane says into which other one before that
+        if self.target is not target:
+            return self._daemon.moving is self
+        self.stop()
         return False
 
     def _pause(self) -> None:
