@@ -27,6 +27,7 @@ from quiesce.worker.core.connection import State
 from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, encode
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
+from quiesce.worker.loops.base import ERROR, HANGUP
 from quiesce.worker.net import lane_writer, room
 from quiesce.worker.net.lane_reader import Lanes
 from quiesce.worker.net.lane_writer import Target
@@ -323,6 +324,15 @@ def test_an_empty_line_in_two_packets_is_no_request_and_does_not_live_longer_by_
         assert abs(connection._deadline - deadline) < 0.001
         time.sleep(0.3)  # the time that a head would have
         assert ask(client) == b"old", "nobody was owed a 408"
+
+
+def test_the_end_of_who_had_its_descriptor_before_is_not_its_own() -> None:
+    """In one turn a connection leaves, whose client is reset then, and another one gets its number."""
+    with staged() as stage:
+        (client,) = stage.idle()
+        (connection,) = stage.old.do(lambda: list(stage.old.daemon.roster.all))
+        stage.old.do(lambda: connection.ready(ERROR | HANGUP))
+        assert ask(client) == b"old"
 
 
 # -- what stays ----------------------------------------------------------------------------------
@@ -1137,7 +1147,8 @@ def test_a_message_that_was_cut_is_said_and_leaks_nothing(capfd: pytest.CaptureF
             ours.settimeout(PATIENCE_S)
             assert ours.recv(1) == b""
             ours.close()
-        assert "lane 'new'" in capfd.readouterr().err
         (client,) = stage.idle()
+        stage.new.do(lambda: None)  # it is said after they were closed
+        assert "lane 'new'" in capfd.readouterr().err
         stage.hand_over().figures()
         assert ask(client) == b"new"  # the next packet is read
