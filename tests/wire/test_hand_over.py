@@ -692,6 +692,22 @@ def test_without_room_nothing_is_read_and_nothing_is_lost(monkeypatch: pytest.Mo
         assert {ask(client) for client in clients} == {b"new"}
 
 
+def test_where_descriptors_are_few_packets_are_small_and_a_little_room_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a worker with 700 connections of 1,024 descriptors would leave those of its predecessor in the lane."""
+    monkeypatch.setattr(lane_writer, "soft_limit", lambda: 1024)
+    monkeypatch.setattr(room, "soft_limit", lambda: 1024)
+    for hard, used, enough in ((1024, 900, True), (1024, 950, False), (4096, 900, False), (4096, 700, True)):
+        monkeypatch.setattr(room, "hard_limit", lambda hard=hard: hard)
+        monkeypatch.setattr(room, "_said_by_kernel", lambda used=used: used)
+        assert room.Room().has_room() is enough, (hard, used)
+    with staged(reads=False) as stage:
+        target = stage.target()
+        assert target.room() == 16
+        target.close()
+
+
 @pytest.mark.parametrize("says", [0, 5000])
 def test_descriptors_are_counted_where_the_kernel_does_not_say(
     says: int, monkeypatch: pytest.MonkeyPatch

@@ -7,9 +7,9 @@ import termios
 from collections.abc import Sequence
 from fcntl import ioctl
 
-from quiesce.shared.fdpass import MAX_FDS, send_fds
+from quiesce.shared.fdpass import send_fds
 from quiesce.shared.messages import LANE_VERSION
-from quiesce.worker.net.room import soft_limit
+from quiesce.worker.net.room import most_of_packet, soft_limit
 
 _SCM_FDS = b"scm_fds:"  # of /proc/PID/fdinfo/N: descriptors that lie in a unix socket's queue
 # Nobody is to read what is sent any more.  We hold a read end too, so it is the supervisor who says so, by shutdown.
@@ -51,15 +51,16 @@ class Target:
             raise
 
     def room(self) -> int:
-        """So many descriptors may be sent now.
+        """So many descriptors may be sent now, in one packet.
 
         What is in flight counts for all processes of a user against RLIMIT_NOFILE (unix(7)), and ETOOMANYREFS would hit
         the supervisor's messages as well: so at most a quarter of it lies in a lane.
         """
         lying = self._lying()
+        packet = most_of_packet(soft_limit())
         if lying < 0:  # an older kernel does not say: one packet at a time
-            return 0 if self._unread() else self._most()
-        return min(max(self._most() - lying, 0 if lying else 1), MAX_FDS)
+            return 0 if self._unread() else packet
+        return min(max(self._most() - lying, 0 if lying else 1), packet)
 
     def _most(self) -> int:
         return max(soft_limit() // 4, 1)
