@@ -4,7 +4,6 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 """
 
 import socket
-import sys
 from _thread import get_ident
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
@@ -108,6 +107,7 @@ class Daemon:
         self.parser = HeadParser(limits)
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
+        self.hear = before_accept or (lambda: None)  # obey orders that have arrived
         self._ready_path = as_sent(ready_path)
         self._unready = unready
         self._state = life.State.QUIESCED
@@ -287,7 +287,7 @@ class Daemon:
                 connection.arrive(record, now)
             except Exception as exc:  # the others are not to blame
                 sock.close()
-                print(f"quiesce: what came by a lane cannot be served: {exc}", file=sys.stderr, flush=True)
+                self.loop.complain(f"what came by a lane cannot be served: {exc}", None)
                 continue
             connections.append(connection)
         self.roster.came(connections)
