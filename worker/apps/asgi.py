@@ -179,6 +179,8 @@ class Cycle:
     def _over(self) -> None:
         """The application has returned; a task that it left behind finds only http.disconnect."""
         self._complete = True
+        if self._writer is None:
+            self._exchange.on_disconnect = None  # else they would hold each other until the collector comes
         self._running.over(self)
         if self._reader is not None:
             self._wake(self._reader)
