@@ -19,17 +19,22 @@ from quiesce.supervisor.core.lifecycle import COMING, State
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.snapshot import GenerationRecord, WorkerRecord
 from quiesce.supervisor.core.verify import Sample
+from quiesce.supervisor.fdstore import Keeping
+from quiesce.supervisor.hand_over import HandOver
+from quiesce.supervisor.lanes import Lane, Lanes, Named
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.memory import Saving
 from quiesce.supervisor.spawn import Identity, Spawner, Spec
-from quiesce.supervisor.worker_link import Keeping, Parts, Terms, Worker
+from quiesce.supervisor.worker_link import Worker
+from quiesce.supervisor.worker_parts import Parts, Terms
 
 OnChange = Callable[["Generation", Worker, State, State], None]
 
 TRIAL_LOOK_S = 0.1
 SPAWNS_A_TURN = 8
 KEPT_PER_WORKER = 3  # descriptors in the store: channel, pidfd, output
+KEPT_PER_GENERATION = 2  # both ends of its lane
 
 _RESPONSES = (Field.RESP_2XX, Field.RESP_3XX, Field.RESP_4XX, Field.RESP_5XX)
 
@@ -48,14 +53,16 @@ class Recipe(NamedTuple):
 class Generation:
     """The workers that one rollout brought, and those that replaced them since."""
 
-    def __init__(self, release: Release, recipe: Recipe, born: float) -> None:
+    def __init__(self, release: Release, recipe: Recipe, born: float, lane: Lane | None) -> None:
         self.release = release
         self.recipe = recipe
         self.born = born
+        self.lane = lane  # None: no descriptors were left for one
         self.workers: dict[int, Worker] = {}  # by number; a reaped one is taken out
         self.backoff = Backoff()
         self.dead = dict.fromkeys(COUNTERS, 0)  # counters of those that are gone
         self.cut = 0  # connections that its drain had to end with a request unanswered
+        self.lost = 0  # connections that went with workers of it that died
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
@@ -70,6 +77,9 @@ class Generation:
             backoff=(self.backoff.quick_deaths, self.backoff.not_before, self.backoff.told),
             dead={field.name: count for field, count in self.dead.items()},
             cut=self.cut,
+            lane=self.lane.key if self.lane is not None else "",
+            lane_ended=self.lane is not None and self.lane.ended,
+            lost=self.lost,
         )
 
     def accepting(self) -> int:
@@ -108,6 +118,8 @@ class Crew:
         self.save, self.save_soon = saving
         self.scoreboard = scoreboard or Scoreboard.create()
         store.put(fdnames.SCOREBOARD, self.scoreboard.fd)
+        self.lanes = Lanes(store, log)
+        self.hand_over = HandOver(self)
         self.generations: list[Generation] = []
         self.buried = dict.fromkeys(COUNTERS, 0)  # counters of generations that are gone
         self.remake: Callable[[Generation], Recipe] = lambda generation: (
@@ -124,9 +136,16 @@ class Crew:
 
     def begin(self, release: Release, recipe: Recipe) -> Generation:
         """A new, empty generation."""
-        generation = Generation(release, recipe, self.loop.now())
+        return self._add_generation(release, recipe, self.lanes.make(release.id))
+
+    def _add_generation(self, release: Release, recipe: Recipe, lane: Lane | None) -> Generation:
+        generation = Generation(release, recipe, self.loop.now(), lane)
         self.generations.append(generation)
         return generation
+
+    def named(self, key: str, writer: str) -> Named | None:
+        """The lane of this key, if this worker may be told to send into it."""
+        return self.hand_over.named(key, writer)
 
     def spawn(self, generation: Generation) -> Worker:
         """Start one worker of a generation.
@@ -168,7 +187,7 @@ class Crew:
         slot = self._free.pop()
         self.scoreboard.clear(slot)
         parts = Parts(os.urandom(8).hex(), spawned.pid, spawned.pidfd, Channel(ours, max_fds=0), capture)
-        worker = self._add(generation, Worker(self, parts, slot, number, terms))
+        worker = self._add(generation, Worker(self, parts, slot, number, terms, _key(generation)))
         # Before it is stored it sees the end of its channel if we die now, and leaves: it was told nothing yet.
         self.save()
         self.log.debug("worker spawned", worker=worker.id, pid=worker.pid, python=release.python)
@@ -205,7 +224,13 @@ class Crew:
             recipe: How its workers are made.
             kept: Descriptors by name, from the store; those of its workers that live are taken out.
         """
-        generation = self.begin(Release.from_json(record.release), recipe)
+        release = Release.from_json(record.release)
+        # Without its lane its workers would hold back what could move: then it gets another one.
+        lane = self.lanes.recall(record.lane, release.id, kept) or self.lanes.make(release.id)
+        generation = self._add_generation(release, recipe, lane)
+        if record.lane_ended:
+            self.hand_over.end(generation)
+        generation.lost = record.lost
         generation.born, generation.backoff, generation.cut = (
             record.born,
             Backoff(*record.backoff),
@@ -235,7 +260,8 @@ class Crew:
             self._free.remove(record.slot)
         parts = Parts(record.key, record.pid, pidfd, channel, capture)
         terms = self._terms(generation, record.number)
-        self._add(generation, Worker(self, parts, record.slot, record.number, terms, record))
+        worker = Worker(self, parts, record.slot, record.number, terms, _key(generation), record)
+        self._add(generation, worker)
 
     def recall_counters(self, buried: Mapping[str, int], next_numbers: Mapping[str, int]) -> None:
         """What is known of workers that are gone.  Slots that belong to nobody are emptied."""
@@ -273,6 +299,7 @@ class Crew:
         """Keep a dead worker's counters, free its slot."""
         self._count_dead(generation, self.scoreboard.slot(worker.slot), worker.connections_cut)
         del generation.workers[worker.number]
+        self.hand_over.rescue(generation)
         # Once more would count it twice: written down first, then emptied.
         self.save()
         self.scoreboard.clear(worker.slot)
@@ -283,6 +310,7 @@ class Crew:
         for field in COUNTERS:
             generation.dead[field] += slot[field]
         generation.cut += cut
+        generation.lost += slot[Field.CONN_OPEN]
 
     def forget(self, generation: Generation) -> None:
         """An empty generation that will not be filled again: its counters stay in the totals."""
@@ -291,6 +319,7 @@ class Crew:
             self.generations.remove(generation)
             for field in COUNTERS:
                 self.buried[field] += generation.dead[field]
+            self.hand_over.forget(generation)
 
     def totals(self) -> dict[str, int]:
         """Every counter, monotonic across upgrades."""
@@ -303,7 +332,13 @@ class Crew:
         return not any(generation.workers for generation in self.generations)
 
     def close(self) -> None:
+        """Let go of what is ours; what is stored is the next supervisor's."""
+        self.lanes.close()
         self.scoreboard.close()
+
+
+def _key(generation: Generation) -> str:
+    return generation.lane.key if generation.lane is not None else ""
 
 
 def _counters(named: Mapping[str, int]) -> dict[Field, int]:

@@ -37,6 +37,16 @@ def listener(key: str) -> str:
     return f"{_PREFIX}l.{key}"
 
 
+def lane_read(key: str) -> str:
+    """The read end of a generation's lane (`lanes.py`)."""
+    return f"{_PREFIX}r.{key}"
+
+
+def lane_write(key: str) -> str:
+    """Its write end: to send."""
+    return f"{_PREFIX}s.{key}"
+
+
 def is_worker(name: str) -> bool:
     """Does it belong to a worker process?"""
     return name.startswith((channel(""), pidfd("")))

@@ -12,6 +12,7 @@ import os
 import select
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Protocol
 
 from quiesce.shared.logs import Log
 from quiesce.supervisor import fdnames
@@ -32,6 +33,14 @@ _NOTHING_KEPT = (
 _NO_PIPES = "no descriptors were left to ask the service manager with; raise LimitNOFILE="
 
 Then = Callable[[bool], None]
+
+
+class Keeping(Protocol):
+    """What others use of it."""
+
+    def put(self, name: str, fd: int) -> None: ...
+    def drop(self, name: str) -> None: ...
+    def sync(self, then: Then) -> None: ...
 
 
 class FdStore:

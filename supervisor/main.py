@@ -4,27 +4,26 @@ import errno
 import json
 import os
 import resource
-import socket
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from quiesce.shared.errors import ConfigError, ControlError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.shared.logs import Log, journal_reads
-from quiesce.supervisor import fdnames, status
+from quiesce.supervisor import fdnames
 from quiesce.supervisor.activation import take_kept_fds, take_listen_fds
 from quiesce.supervisor.adoption import Adoption, Inheritance, record, settings_in_force
+from quiesce.supervisor.announcing import Announcing
 from quiesce.supervisor.changes import Changes
 from quiesce.supervisor.cold_start import ColdStart
 from quiesce.supervisor.config import Loaded, Settings, Unreadable
+from quiesce.supervisor.control_door import open_door
 from quiesce.supervisor.control_protocol import Request
 from quiesce.supervisor.control_server import (
     ControlServer,
     Reply,
     allow_owner_and_group,
-    open_control_socket,
     remove_own_socket,
     runs_as_us,
 )
@@ -32,7 +31,6 @@ from quiesce.supervisor.core.snapshot import Snapshot
 from quiesce.supervisor.crew import KEPT_PER_WORKER, close_on_exec_all
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
-from quiesce.supervisor.identity import group_id
 from quiesce.supervisor.keeper_link import KeeperLink
 from quiesce.supervisor.launch import raise_file_limit, supervisor_command
 from quiesce.supervisor.listeners import Listeners
@@ -55,7 +53,7 @@ from quiesce.supervisor.reexec import Reexec
 from quiesce.supervisor.service import Service
 from quiesce.supervisor.signal_commands import SignalCommands
 from quiesce.supervisor.signals import Signals
-from quiesce.supervisor.starting import Mode, StartReport
+from quiesce.supervisor.starting import Mode, Once, ReportTo, StartReport
 from quiesce.supervisor.state_store import StateStore
 from quiesce.supervisor.surprises import Surprises
 from quiesce.supervisor.watching import SILENT, Ended, Stopping, Watch
@@ -64,10 +62,7 @@ STOP_NEWS_S = 1.0
 BEAT_S = 1.0
 LAST_WORDS_S = 1.0
 LINGER_S = 5.0  # after a take-over: for commands that have lost their supervisor and look for the next one
-EXTEND_S = 15.0  # said every second: TimeoutStartSec= and TimeoutStopSec= only end what has died
 MOST_PIPES = 2048
-
-ReportTo = Callable[[StartReport], None]
 
 
 def serve(loaded: Loaded | Unreadable, places: Places | None, *, mode: Mode, report: ReportTo) -> int:
@@ -84,7 +79,7 @@ def serve(loaded: Loaded | Unreadable, places: Places | None, *, mode: Mode, rep
     Returns:
         The exit code of the process.
     """
-    told = _Once(report)
+    told = Once(report)
     close_on_exec_all()
     manager = Manager.take(os.environ)
     try:
@@ -135,26 +130,6 @@ def _lock(places: Places, legacy: Inheritance) -> InstanceLock:
     return lock or take_lock(places.lock, places.name)
 
 
-class _Once:
-    """Tells the outcome of the start once; later words are the log's."""
-
-    def __init__(self, report: ReportTo) -> None:
-        self._report: ReportTo | None = report
-
-    def __call__(self, report: StartReport) -> None:
-        tell, self._report = self._report, None
-        if tell is not None:
-            tell(report)
-
-    def spare(self) -> None:
-        """Nobody waits."""
-        self._report = None
-
-    def failed(self, code: Exit, exc: Exception) -> int:
-        self(StartReport(int(code), str(exc)))
-        return int(code)
-
-
 class _Supervisor:
     """All parts of a running instance, wired."""
 
@@ -164,19 +139,17 @@ class _Supervisor:
         places: Places,
         lock: InstanceLock,
         mode: Mode,
-        told: _Once,
+        told: Once,
         manager: Manager,
         legacy: Inheritance,
     ) -> None:
         self._places = places
         self._mode = mode
-        self._told = told
         self._manager = manager
         self._snapshot = legacy.snapshot if legacy.goes_on else None
         self._problem = legacy.problem
         self._in_place = legacy.in_place
         self._code = int(Exit.OK)
-        self._accepts = False
         self._ended = False
         self._keeper: KeeperLink | None = None
         self._undo: list[Callable[[], None]] = []
@@ -225,9 +198,12 @@ class _Supervisor:
         self._memory.add(partial(record, self.service, self._memory))
         self.service.log_file = self._logfile.path
         self._undo.append(self.service.crew.close)
+        self._announcing = Announcing(
+            self.service, self._notifier, self._store, told, mode, places.runtime_dir, self._memory.save
+        )
         self.service.on_change = self._changed
         self.service.on_gone = self._gone
-        self.service.on_rollout = self._on_rollout
+        self.service.on_rollout = self._announcing.on_rollout
         self.operations = Operations(self.service, self._snapshot.answers if self._snapshot else ())
         self._memory.add(self.operations.record)
         self._control_inode: tuple[int, int] | None = None
@@ -235,7 +211,9 @@ class _Supervisor:
         lock.write_pid(os.getpid())
         self._write_pidfile()
         self._undo.append(lambda: remove_pidfile(places.pid, os.getpid()) if self._ended else None)
-        self._cold_start = ColdStart(self.service, Watch(self._progress, self._decided, SILENT.finished))
+        self._cold_start = ColdStart(
+            self.service, Watch(self._announcing.progress, self._decided, SILENT.finished)
+        )
         if self._snapshot is not None:
             self._adoption = Adoption(self.service, self._snapshot, legacy.kept)
             self._adoption.recall(self._cold_start)
@@ -256,8 +234,6 @@ class _Supervisor:
         commands = SignalCommands(self.service, self._changes.reopen, self._reexec.reexec, self._on_stop)
         self._signals = Signals(self.loop, commands.actions())
         self._undo.append(self._signals.close)
-        self._title: Callable[[str], None] | None = None
-        self._told_line = ""
 
     def _write_pidfile(self) -> None:
         try:
@@ -334,37 +310,21 @@ class _Supervisor:
     def _record(self, snapshot: Snapshot) -> None:
         """Our part of the state."""
         snapshot.runtime_dir, snapshot.state_dir = self._places.runtime_dir, self._places.state_dir
-        snapshot.accepts, snapshot.stopped = self._accepts, self._ended
+        snapshot.accepts, snapshot.stopped = self._announcing.accepts, self._ended
         snapshot.control_inode = self._control_inode
         snapshot.log = self._logfile.to_state()
         snapshot.missing = self._store.missing
 
     def _open_control(self, control_group: str, legacy: Inheritance) -> ControlServer:
-        gid = group_id(control_group) if control_group else None
-        listener = self._adopt_control(legacy) or open_control_socket(self._places, gid)
-        self._control_inode = _inode(self._places.control_sock)
-        self._store.put(fdnames.CONTROL, listener.fileno())
+        listener, gid, self._control_inode = open_door(
+            self._places, control_group, self._store, legacy, self._snapshot
+        )
         self._undo.append(lambda: remove_own_socket(self._places.control_sock) if self._ended else None)
         server = ControlServer(
             self.loop, listener, allow_owner_and_group(os.geteuid(), gid), self._on_request
         )
         self._undo.append(server.close)
         return server
-
-    def _adopt_control(self, legacy: Inheritance) -> socket.socket | None:
-        """The last supervisor's: who connects meanwhile waits in its queue, and is answered."""
-        fd = legacy.take(fdnames.CONTROL)
-        if fd is None:
-            return None
-        inode = _inode(self._places.control_sock)
-        if self._snapshot is not None and inode is not None and self._snapshot.control_inode == inode:
-            return socket.socket(fileno=fd)
-        # Its file is another one by now, or the last supervisor did not get far enough to say.  We hold the
-        # lock, so nobody else's can be in the way; the store's copy would still be answering.
-        self._store.drop(fdnames.CONTROL)
-        os.close(fd)
-        remove_own_socket(self._places.control_sock)
-        return None
 
     def _on_request(self, request: Request, reply: Reply) -> None:
         peer = request.peer
@@ -412,8 +372,8 @@ class _Supervisor:
         self._memory.attempts = snapshot.attempts
         self._memory.open()
         if snapshot.accepts:
-            self._told.spare()  # it was said before
-            self._begin_to_accept()
+            self._announcing.was_told()
+            self._announcing.begin_to_accept()
         if self._manager.keeper is not None:
             # What starts after our death is what runs now, also if it is another Python than the last time.
             self._notifier.send(QUIESCE_ARGV=json.dumps(supervisor_command(sys.argv[1:])))
@@ -422,7 +382,7 @@ class _Supervisor:
             self._cold_start.go_on()
         self._memory.attempts = 0
         self._memory.save()
-        self._on_rollout()
+        self._announcing.on_rollout()
 
     def _measured(self, works: bool) -> None:
         """Do we survive our own death?"""
@@ -438,101 +398,21 @@ class _Supervisor:
             self._notifier.watchdog()
             self.loop.call_at(self.loop.now() + min(BEAT_S, self._manager.watchdog_s / 4), self._beat)
 
-    def _progress(self, text: str) -> None:
-        self._notifier.status(text)
-
     def _decided(self, ended: Ended) -> None:
         """The first release serves, or none does."""
         if ended.code == Exit.OK:
-            # Told first: who takes over in between tells it again, which is better than never.
-            self._tell_start(self._started(ended))
-            self._begin_to_accept()
+            self._announcing.started(ended, self._cold_start.failed)
             return
         self._notifier.errno(errno.EIO, ended.text)
-        self._tell_start(StartReport(ended.code, ended.text, ended.detail))
+        self._announcing.tell_start(StartReport(ended.code, ended.text, ended.detail))
         if self.service.stopping is Stopping.NO:  # else somebody stopped us: that is no failure
             self._code = ended.code
             self.service.stop(now=True)
 
-    def _started(self, ended: Ended) -> StartReport:
-        """It serves; but to a script that deploys by `start`, another release than it asked for is a failure."""
-        failed = self._cold_start.failed
-        if failed is None or self._mode is not Mode.BACKGROUND:
-            return StartReport(int(Exit.OK), ended.text, data=self._banner())
-        text = f"{failed.text}; instead {ended.text}"
-        return StartReport(int(Exit.FAILED), text, failed.detail, self._banner())
-
-    def _begin_to_accept(self) -> None:
-        self._accepts = True
-        self._memory.save()
-        from setproctitle import setproctitle  # after ready: a title is not worth a late start
-
-        self._title = setproctitle
-        self._notifier.ready(status.one_line(self.service))
-        self._changed()
-
-    def _tell_start(self, report: StartReport) -> None:
-        self._told(report)
-        self._store.drop(fdnames.REPORT)
-
-    def _on_rollout(self) -> None:
-        """A change of release begins or is decided: `systemctl reload` waits for the second."""
-        if not self._accepts or self.service.stopping is not Stopping.NO:
-            return
-        run = self.service.run
-        if run is not None:
-            # After a RELOADING=1 whose sender dies, systemd 257 starts no other before its watchdog has gone
-            # off; so it is not said to a reload job that waits for its own command anyway.
-            if not run.plan.by_manager:
-                self._notifier.reloading(status.one_line(self.service))
-            self._extend()
-        else:
-            self._notifier.ready(status.one_line(self.service))
-
-    def _extend(self) -> None:
-        """Whatever takes longer than TimeoutStartSec= goes on, as long as this loop turns."""
-        if self.service.run is not None or self.service.stopping is not Stopping.NO:
-            self._notifier.extend_timeout(EXTEND_S)
-
-    def _banner(self) -> dict[str, Any]:
-        service = self.service
-        assert service.serving is not None
-        release, terms = service.serving.release, service.serving.recipe.terms
-        worker = next(iter(service.serving), None)
-        return {
-            "urls": self.listeners.urls(),
-            "name": service.settings.service.name,
-            "release": release.id,
-            "path": release.path,
-            "python": release.python,
-            "workers": service.upkeep.wanted,
-            "threads": worker.threads if worker is not None else terms.configure.threads,
-            "interface": worker.interface if worker is not None else release.interface,
-            "health": terms.rule.text,
-            "config_file": service.loaded.file,
-            "runtime_dir": self._places.runtime_dir,
-            "log": self.service.log_file,
-            "notices": list(service.notices),
-        }
-
     def _changed(self) -> None:
-        """Show the truth: STATUS= and the process title, when it has changed."""
-        self._extend()
         if self._keeper is not None and self.service.stopping is not Stopping.NO:
             self._keeper.stop_watching()  # one that dies now is not replaced by one that was told nothing of the end
-        if not self._accepts:
-            return
-        line = status.one_line(self.service)
-        if line == self._told_line:
-            return
-        self._told_line = line
-        self._notifier.status(line)
-        serving = self.service.serving
-        if self._title is not None and serving is not None:
-            count = f"{serving.accepting()}/{self.service.upkeep.wanted}"
-            self._title(
-                f"quiesce: supervisor {self.service.settings.service.name} {serving.release.id} {count}"
-            )
+        self._announcing.changed()
 
     # -- stopping -----------------------------------------------------------------------
 
@@ -572,7 +452,7 @@ class _Supervisor:
             return
         self._ended = True
         self._memory.save()
-        self._tell_start(StartReport(int(Exit.DOWN), "stopped before it accepted"))
+        self._announcing.tell_start(StartReport(int(Exit.DOWN), "stopped before it accepted"))
         self.operations.stopped()
         if self._keeper is not None:
             self._keeper.stop_watching()
@@ -597,11 +477,3 @@ def _most_kept(settings: Settings) -> int:
     wanted = 2 * settings.service.workers * KEPT_PER_WORKER * generations + 64
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(wanted, MOST_PIPES, soft // 4 if soft > 0 else wanted))
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        info = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino

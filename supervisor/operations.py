@@ -10,6 +10,7 @@ from quiesce.shared.errors import ConfigError, QuiesceError
 from quiesce.shared.exitcodes import Exit
 from quiesce.supervisor import status
 from quiesce.supervisor.config_text import parse_duration
+from quiesce.supervisor.core.lanes import Why
 from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
@@ -318,14 +319,19 @@ class Operations:
         what, workers = self._chosen(args)
         if what == "all":
             self._service.upkeep.hold()
+        one = len(workers) == 1 and workers[0].id == what
         for worker in workers:
+            self._service.crew.hand_over.redirect(worker, Why.SET_ASIDE if one else Why.HELD)
             worker.ask(WorkerEvent.QUIESCE_ASKED)
-        self._answer_when(
-            workers,
-            WorkerState.QUIESCED,
-            reply,
-            f"{what}: {_have(workers, 'quiesced')}; new connections wait in the kernel's queue",
-        )
+        self._answer_when(workers, WorkerState.QUIESCED, reply, lambda: self._quiesced(what, workers))
+
+    def _quiesced(self, what: str, workers: list[Worker]) -> str:
+        text = f"{what}: {_have(workers, 'quiesced')}"
+        moved = sum(worker.lanes.said.moved for worker in workers if worker.lanes.said is not None)
+        if any(worker.state is WorkerState.ACCEPTING for worker in self._service.serving or ()):
+            noun = plural(moved, "connection")
+            return f"{text}; {noun} went to others of its release" if moved else text
+        return f"{text}; new connections wait in the kernel's queue"
 
     def _resume(self, args: Args, reply: Reply) -> None:
         self._service.refuse_if_busy()
@@ -335,24 +341,26 @@ class Operations:
             workers += [w for w in self._service.serving or () if w.state is WorkerState.PROVEN]
             self._service.upkeep.readmit()
         for worker in workers:
+            self._service.crew.hand_over.aim(worker, Why.RESUMED)
             worker.ask(WorkerEvent.RESUME_ASKED)
-        self._answer_when(
-            workers,
-            WorkerState.ACCEPTING,
-            reply,
-            f"{what}: {plural(len(workers), 'worker')} accept{'s' * (len(workers) == 1)}",
-        )
+        text = f"{what}: {plural(len(workers), 'worker')} accept{'s' * (len(workers) == 1)}"
+        self._answer_when(workers, WorkerState.ACCEPTING, reply, lambda: text)
 
-    def _answer_when(self, workers: list[Worker], state: WorkerState, reply: Reply, text: str) -> None:
+    def _answer_when(
+        self, workers: list[Worker], state: WorkerState, reply: Reply, text: Callable[[], str]
+    ) -> None:
         def answer() -> None:
             lost = [worker for worker in workers if worker.state is not state]
             if lost:
                 why = lost[0].failure or f"worker {lost[0].id} is {lost[0].state.value}"
                 reply.result(Exit.DOWN, why)
             else:
-                reply.result(Exit.OK, text)
+                reply.result(Exit.OK, text())
 
-        self._service.when(lambda: all(w.state is state or w.state in GOING for w in workers), answer)
+        def settled() -> bool:
+            return all((w.state is state and not w.moving) or w.state in GOING for w in workers)
+
+        self._service.when(settled, answer)
 
     # -- the end ------------------------------------------------------------------------
 

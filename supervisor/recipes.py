@@ -11,7 +11,7 @@ from quiesce.supervisor.crew import Recipe
 from quiesce.supervisor.health import health_rule
 from quiesce.supervisor.identity import worker_identity
 from quiesce.supervisor.release_dir import read_env_files
-from quiesce.supervisor.worker_link import Terms
+from quiesce.supervisor.worker_parts import Terms
 
 
 def recipe(settings: Settings, release: Release) -> Recipe:

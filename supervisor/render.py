@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Doc = Mapping[str, Any]
@@ -71,6 +71,17 @@ def number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "-"
 
 
+def short_number(value: object) -> str:
+    """`9,999`, `12k`, `3.4M`: never more than five columns."""
+    if not isinstance(value, int) or abs(value) < 10_000:
+        return number(value)
+    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if abs(value) >= size:
+            count = value / size
+            return f"{count:.1f}{unit}" if count < 10 else f"{count:.0f}{unit}"
+    raise AssertionError("unreachable")
+
+
 def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
@@ -84,14 +95,14 @@ def status(doc: Doc, now: float, width: int = WIDTH) -> str:
     Args:
         now: Unix seconds; ages are relative to it.
     """
-    lines = [shorten(_headline(doc), width), *_facts(doc, now, width)]
+    lines = [*wrap(_headline(doc), width), *_facts(doc, now, width)]
     for notice in doc.get("notices", ()):
         lines += wrap(f"! {clean(notice)}", width)
     releases, workers = doc.get("releases", ()), doc.get("workers", ())
     if releases:
         lines += ["", *_releases(releases, doc.get("release"), width)]
     if workers:
-        lines += ["", *_workers(workers, now)]
+        lines += ["", *_workers(workers, now, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -105,8 +116,16 @@ def _headline(doc: Doc) -> str:
         return f"{name}: NOTHING SERVES"
     health = "healthy" if accepting >= wanted else "DEGRADED" if accepting else "NOT ACCEPTING"
     if doc.get("unready"):
-        health += ", draining for a load balancer"
+        health += ", drained" if _is_drained(doc) else ", draining"
+        health += " for a load balancer"
     return f"{name}: {clean(release)} serves, {health} ({accepting} of {plural(wanted, 'worker')} accept)"
+
+
+def _is_drained(doc: Doc) -> bool:
+    """Has a `quiesce drain` come to its end: does nobody accept, and is no request under way?"""
+    workers = doc.get("workers", ())
+    busy = sum(worker.get("connections", {}).get("busy", 0) for worker in workers)
+    return bool(doc.get("held")) and not busy and all(w.get("state") != "accepting" for w in workers)
 
 
 def _facts(doc: Doc, now: float, width: int) -> list[str]:
@@ -136,6 +155,13 @@ def _facts(doc: Doc, now: float, width: int) -> list[str]:
         rows.append(("crash safe", f"no: {clean(doc.get('crash_safe_reason') or 'unknown')}"))
     if doc.get("log"):
         rows.append(("log", clean(doc["log"])))
+    moving = [
+        f"{number(item['lane'])} to {clean(item.get('id', '?'))}"
+        for item in doc.get("releases", ())
+        if item.get("lane")
+    ]
+    if moving:
+        rows.append(("moving", ", ".join(moving)))
     requests = doc.get("counters", {}).get("requests_total")
     if requests is not None:
         rows.append(("requests", number(requests)))
@@ -177,20 +203,40 @@ def _releases(releases: Sequence[Doc], serving: object, width: int) -> list[str]
     return table([[*row[:4], shorten_path(row[4], max(16, width - used))] for row in rows])
 
 
-def _workers(workers: Sequence[Doc], now: float) -> list[str]:
-    rows = [["WORKER", "PID", "STATE", "OPEN", "IDLE", "BUSY", "REQUESTS", "AGE"]]
-    for item in workers:
-        conns = item.get("connections", {})
+def _workers(workers: Sequence[Doc], now: float, width: int) -> list[str]:
+    rows = _worker_rows(workers, now, number)
+    if max(map(len, rows)) > width:
+        rows = _worker_rows(workers, now, short_number)
+    return rows
+
+
+def _worker_rows(workers: Sequence[Doc], now: float, figure: Callable[[object], str]) -> list[str]:
+    """What no worker has takes no column."""
+    counts = [_worker_counts(item) for item in workers]
+    optional = [name for name in ("TLS", "UPGR", "OUT", "IN") if any(count.get(name) for count in counts)]
+    names = ["OPEN", "IDLE", "BUSY", *optional, "REQUESTS"]
+    rows = [["WORKER", "PID", "STATE", *names, "AGE"]]
+    for item, count in zip(workers, counts, strict=True):
         since = item.get("since")
         rows.append(
             [
                 *(clean(item.get("id", "?")), str(item.get("pid", "-")), clean(item.get("state", "?"))),
-                *(number(conns.get(key)) for key in ("open", "idle", "busy")),
-                number(item.get("requests")),
+                *(figure(count.get(name)) for name in names),
                 age(now - since) if isinstance(since, (int, float)) else "-",
             ]
         )
-    return table(rows, right="lrlrrrrr")
+    return table(rows, right="lrl" + "r" * (len(names) + 1))
+
+
+def _worker_counts(item: Doc) -> dict[str, Any]:
+    connections = item.get("connections", {})
+    return {
+        **{name.upper(): connections.get(name) for name in ("open", "idle", "busy", "tls")},
+        "UPGR": connections.get("upgraded"),
+        "OUT": item.get("handed_out"),
+        "IN": item.get("taken_in"),
+        "REQUESTS": item.get("requests"),
+    }
 
 
 def wrap(text: str, width: int) -> list[str]:

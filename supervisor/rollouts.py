@@ -10,6 +10,7 @@ from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Loaded
 from quiesce.supervisor.core import rollout as table
 from quiesce.supervisor.core.adoption import AGAIN
+from quiesce.supervisor.core.lanes import Why
 from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
@@ -20,7 +21,7 @@ from quiesce.supervisor.core.snapshot import RunRecord
 from quiesce.supervisor.core.verify import MIN_REQUESTS, Sample, too_many_errors
 from quiesce.supervisor.crew import SPAWNS_A_TURN, Crew, Generation
 from quiesce.supervisor.health import Prober
-from quiesce.supervisor.render import plural
+from quiesce.supervisor.render import number, plural
 from quiesce.supervisor.watching import Watch
 from quiesce.supervisor.worker_link import Worker
 
@@ -105,6 +106,7 @@ class RolloutRun:
         self._next_probe = self._probed_at = 0.0
         self._baseline = Sample()
         self._old_sample = Sample()
+        self._moved_before = self._lost_before = 0  # connections of the old set
         self._aborted = False
         self._recalled: State | None = None
         self._acting = False
@@ -171,6 +173,8 @@ class RolloutRun:
             baseline=(self._baseline.responses, self._baseline.errors),
             old_sample=(self._old_sample.responses, self._old_sample.errors),
             requests=self.requests,
+            moved_before=self._moved_before,
+            lost_before=self._lost_before,
         )
 
     def recall(self, record: RunRecord) -> None:
@@ -185,6 +189,7 @@ class RolloutRun:
         self._bake_until = record.bake_until
         self._baseline, self._old_sample = Sample(*record.baseline), Sample(*record.old_sample)
         self.requests = list(record.requests)
+        self._moved_before, self._lost_before = record.moved_before, record.lost_before
 
     def take_over(self) -> None:
         """Do again what another supervisor was doing, and look whether it is done already."""
@@ -246,7 +251,7 @@ class RolloutRun:
                 (WorkerState.PROVEN, WorkerState.READY) if self._boss.is_held() else (WorkerState.ACCEPTING,)
             )
             return Event.ALL_ACCEPTING if _all_in(new, *held) else None
-        if self.state is State.HUSHING and not any(_may_still_accept(worker) for worker in self._old()):
+        if self.state is State.HUSHING and not any(_may_still_accept(w) or w.moving for w in self._old()):
             return Event.OLD_HUSHED
         if self.state is State.ROLLING_BACK and self._is_back():
             return Event.OLD_BACK
@@ -302,7 +307,9 @@ class RolloutRun:
     def _admit_new(self) -> None:
         self._tell("accepting")
         self._baseline = self.new.sample()
-        self._old_sample = self._boss.recent_sample(self.old) if self.old is not None else Sample()
+        if self.old is not None:
+            self._old_sample = self._boss.recent_sample(self.old)
+            self._moved_before, self._lost_before = self.old.total(Field.HANDED_OUT), self.old.lost
         if self._boss.is_held():
             return  # `quiesce all` is in force: they wait for `resume all`
         self._crew.save()
@@ -314,9 +321,12 @@ class RolloutRun:
         for worker in self._old():
             if worker.state in COMING:
                 worker.ask(WorkerEvent.LEAVE_ASKED)
-            elif worker.state not in GOING and worker.state is not WorkerState.QUIESCED:
+            elif worker.state is WorkerState.QUIESCED:  # by a command: it stays so, and lets go what it has
+                self._crew.hand_over.redirect(worker, Why.HUSHED, self.new)
+            elif worker.state not in GOING:
                 if worker not in self._hushed:
                     self._hushed.append(worker)
+                self._crew.hand_over.aim(worker, Why.HUSHED, self.new)
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
 
     def _arm_bake(self) -> None:
@@ -356,6 +366,23 @@ class RolloutRun:
             f"; {sample.errors} of its {plural(sample.responses, 'response')} were 5xx, "
             f"too few to judge (max_error_rate wants {MIN_REQUESTS})"
         )
+
+    def moved(self) -> str:
+        """What became of the old set's connections: for the last line of a command that went well."""
+        if self.old is None:
+            return ""
+        # Counters are a moment old; what the workers have said is not.
+        said = [worker.lanes.said for worker in self.old]
+        kept = max(
+            self.old.total(Field.HANDED_OUT) - self._moved_before, sum(each.moved for each in said if each)
+        )
+        left = sum(
+            min(worker.counter(Field.CONN_OPEN), each.left) if each else worker.counter(Field.CONN_OPEN)
+            for worker, each in zip(self.old, said, strict=True)
+        )
+        noun = "connection" if kept == 1 else "connections"
+        text = f"; {number(kept)} {noun} kept, {number(self.old.lost - self._lost_before)} closed"
+        return text + (f", {number(left)} end on {self.old.release.id}" if left else "")
 
     def _look_at_bake(self) -> None:
         self._look = None
@@ -417,19 +444,38 @@ class RolloutRun:
             self._boss.rollout_commits(self)
 
     def _drain_old(self) -> None:
-        for worker in self._old():
-            if worker.state not in GOING:
+        if self.old is None:
+            return
+        hand_over = self._crew.hand_over
+        for worker in self.old:
+            if worker.state in GOING:  # scaled down just before
+                hand_over.redirect(worker, Why.OUTDATED, self.new)
+            else:
+                hand_over.aim(worker, Why.OUTDATED, self.new)
                 worker.ask(WorkerEvent.DRAIN_ASKED)
+        # And those of generations before it, who handed over to it.
+        hand_over.redirect_writers(self.old, Why.OUTDATED, self.new)
+        hand_over.end(self.old)
+        hand_over.rescue(self.old)
 
     def _resume_old(self) -> None:
         self._tell(f"going back to {self._old_id()}: {self.reason}")
         for worker in self._hushed:
             if worker.state not in GOING and not self._boss.is_held():
+                self._crew.hand_over.aim(worker, Why.RESUMED)
+                if self.new.lane is not None:
+                    worker.lanes.give(self.new.lane.key)  # what it had handed over may still lie there
                 worker.ask(WorkerEvent.RESUME_ASKED)
 
     def _discard_new(self) -> None:
+        hand_over = self._crew.hand_over
+        if self.old is None:
+            hand_over.end(self.new)
+        else:
+            hand_over.redirect_writers(self.new, Why.SET_ASIDE, None)
         for worker in self.new:
             if worker.state in MAY_ACCEPT:
+                hand_over.aim(worker, Why.DISCARDED, self.old)
                 worker.ask(WorkerEvent.DRAIN_ASKED)  # it has clients
             elif worker.state not in GOING:
                 worker.ask(WorkerEvent.LEAVE_ASKED)
@@ -439,6 +485,7 @@ class RolloutRun:
             self._boss.rollout_decided(self, Outcome(True))
 
     def _report_undone(self) -> None:
+        self._crew.hand_over.end(self.new)  # those who sent into it have resumed
         self._boss.rollout_decided(self, Outcome(False, self._aborted, self.reason, self.detail))
 
     def _finish(self) -> None:

@@ -13,6 +13,7 @@ from quiesce.shared.errors import ConfigError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
 from quiesce.supervisor.config import Loaded, Settings
+from quiesce.supervisor.core.lanes import Why
 from quiesce.supervisor.core.lifecycle import GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
@@ -23,7 +24,7 @@ from quiesce.supervisor.core.releases import (
 )
 from quiesce.supervisor.core.rollout import phase
 from quiesce.supervisor.core.verify import Sample
-from quiesce.supervisor.crew import KEPT_PER_WORKER, Crew, Generation, Recipe
+from quiesce.supervisor.crew import KEPT_PER_GENERATION, KEPT_PER_WORKER, Crew, Generation, Recipe
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
 from quiesce.supervisor.keeper import RESERVED
@@ -67,6 +68,7 @@ class Service:
         self.store = store
         self.save = saving.now
         self.crew = Crew(loop, log, listeners, store, saving, self._worker_changed, scoreboard)
+        self.crew.hand_over.heir = lambda: self.serving
         self.started_at = time.time()  # of the instance; a supervisor that takes over is told
         self.process_since = self.started_at
         self.serving: Generation | None = None
@@ -136,7 +138,7 @@ class Service:
         wanted = self.upkeep.wanted
         if again.settings.service.workers != self.settings.service.workers:
             wanted = again.settings.service.workers  # else `scale` stays in force
-        self.refuse_without_room(wanted)
+        self.refuse_without_room(wanted, lanes=1)
         self.ids.append(release.id)
         return self.roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
@@ -153,7 +155,7 @@ class Service:
         on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
-        self.refuse_without_room(self.upkeep.wanted)
+        self.refuse_without_room(self.upkeep.wanted, lanes=1)
         return self.roll_out("rollback", release, recipe, {}, watch)
 
     def refuse_if_busy(self) -> None:
@@ -168,13 +170,13 @@ class Service:
                 f"or end it with {ways}"
             )
 
-    def refuse_without_room(self, more: int) -> None:
+    def refuse_without_room(self, more: int, *, lanes: int = 0) -> None:
         """Refuse what the descriptor store could not keep: those workers would not survive us.
 
         Raises:
             ConfigError: With the number that is needed.
         """
-        room, wanted = self.store.room, more * KEPT_PER_WORKER
+        room, wanted = self.store.room, more * KEPT_PER_WORKER + lanes * KEPT_PER_GENERATION
         if room is not None and room < wanted:
             need, what = self.store.used + wanted, "FileDescriptorStoreMax= of the unit"
             if self.keeper() is not None:
@@ -304,7 +306,7 @@ class Service:
             how = f"serves with {plural(run.new.accepting(), 'worker')}"
             if self.upkeep.held:
                 how = "is in place, quiesced like its predecessor (`quiesce resume all`)"
-            ended = Ended(0, f"{run.release.id} {how}{was}; took {took:.1f} s{run.doubts()}")
+            ended = Ended(0, f"{run.release.id} {how}{was}; took {took:.1f} s{run.moved()}{run.doubts()}")
             if run.old is not None and run.old.release.same_code(run.release):
                 text = f"{ended.text}; both lie in {run.release.path}, so `quiesce rollback` cannot go back"
                 ended = Ended(0, text)
@@ -411,7 +413,7 @@ class Service:
         self._waiters.look()
         self.changed()
         if self.stopping is not Stopping.NO and self.crew.all_gone():
-            self.on_gone()
+            self._all_gone()
 
     def _tell_runs(self, generation: Generation, worker: Worker) -> None:
         for run in list(self.runs):
@@ -458,6 +460,10 @@ class Service:
         hushed = run is not None and run.state.value in ("hushing", "baking")
         return self.stopping is Stopping.NO and not hushed
 
+    def is_calm(self) -> bool:
+        """Does nothing go on that decides by itself who accepts?  Then workers may be recycled, and balanced."""
+        return self.stopping is Stopping.NO and self.run is None and not self.upkeep.held
+
     def when(self, fact: Callable[[], bool], then: Callable[[], None]) -> None:
         """Call ``then`` once, as soon as ``fact`` holds (it is asked after every change of a worker)."""
         self._waiters.when(fact, then)
@@ -481,12 +487,14 @@ class Service:
         self.save()
         if first and run is not None:
             self._give_up(run)
+        self.crew.hand_over.end_all()  # or those who read them would wait for what nobody sends
         for worker in list(self.crew):
+            self.crew.hand_over.aim(worker, Why.STOPPED)
             fast = now or (left and not worker.counter(Field.CONN_BUSY))
             worker.ask(WorkerEvent.LEAVE_ASKED if fast else WorkerEvent.DRAIN_ASKED)
         self.changed()
         if self.crew.all_gone():
-            self.loop.call_soon(self.on_gone)
+            self.loop.call_soon(self._all_gone)
 
     def _give_up(self, run: RolloutRun) -> None:
         """The instance stops in the middle of a rollout: it is not decided, and not recorded as good."""
@@ -497,6 +505,10 @@ class Service:
         for watch in run.watches:
             watch.decided(ended)
         self._finish(run)
+
+    def _all_gone(self) -> None:
+        self.crew.hand_over.let_go()
+        self.on_gone()
 
     def waiting_for(self) -> str:
         """What a stop waits for, in words."""

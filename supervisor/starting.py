@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -32,3 +32,27 @@ class StartReport:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+ReportTo = Callable[[StartReport], None]
+
+
+class Once:
+    """Tells the outcome of the start once; later words are the log's."""
+
+    def __init__(self, report: ReportTo) -> None:
+        self._report: ReportTo | None = report
+
+    def __call__(self, report: StartReport) -> None:
+        tell, self._report = self._report, None
+        if tell is not None:
+            tell(report)
+
+    def spare(self) -> None:
+        """Nobody waits."""
+        self._report = None
+
+    def failed(self, code: int, exc: Exception) -> int:
+        """It did not come up; returns the code."""
+        self(StartReport(int(code), str(exc)))
+        return int(code)

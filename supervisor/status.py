@@ -23,6 +23,7 @@ def document(service: Service) -> dict[str, Any]:
         "crash_safe_reason": service.store.reason,
         "keeper": service.keeper(),
         "unready": service.crew.scoreboard.unready,
+        "held": service.upkeep.held,
         "supervisor": {"pid": os.getpid(), "version": quiesce.__version__, "since": service.process_since},
         "since": service.started_at,
         "listeners": [
@@ -61,6 +62,7 @@ def _release(service: Service, generation: Generation) -> dict[str, Any]:
         "state": _standing(service, generation),
         "app": release.app,
         "python": release.python,
+        "lane": generation.lane.depth() if generation.lane is not None else 0,
     }
 
 
@@ -86,7 +88,16 @@ def _worker(service: Service, worker: Worker) -> dict[str, Any]:
             "open": worker.counter(Field.CONN_OPEN),
             "idle": worker.counter(Field.CONN_IDLE),
             "busy": worker.counter(Field.CONN_BUSY),
+            "tls": worker.counter(Field.CONN_TLS),
+            "upgraded": worker.counter(Field.CONN_UPGRADED),
+            "staying": {
+                "body": worker.counter(Field.CONN_BODY),
+                "closing": worker.counter(Field.CONN_CLOSING),
+                "suspended": worker.counter(Field.CONN_SUSPENDED),
+            },
         },
+        "handed_out": worker.counter(Field.HANDED_OUT),
+        "taken_in": worker.counter(Field.HANDED_IN),
         "requests": worker.counter(Field.REQUESTS),
         "since": _wall(service, worker.since),
     }

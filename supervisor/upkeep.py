@@ -1,13 +1,16 @@
 """Keep the serving release at its wanted strength: respawn, scale, hold, watch heartbeats."""
 
+import resource
 from collections import deque
+from pathlib import Path
 from typing import Protocol
 
 from quiesce.shared.errors import SpawnError
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Settings
-from quiesce.supervisor.core import backoff, fleet
+from quiesce.supervisor.core import backoff, fleet, recycle
 from quiesce.supervisor.core.fleet import Member
+from quiesce.supervisor.core.lanes import Why
 from quiesce.supervisor.core.lifecycle import COMING, GOING
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
@@ -32,6 +35,7 @@ class Owner(Protocol):
     def settings(self) -> Settings: ...
     def save(self) -> None: ...
     def may_plan(self) -> bool: ...
+    def is_calm(self) -> bool: ...
     def notice(self, text: str) -> None: ...
     def changed(self) -> None: ...
 
@@ -95,8 +99,7 @@ class Upkeep:
         now = self._loop.now()
         members = [Member(w.number, w.state) for w in generation if w.id not in self.replaced]
         plan = fleet.plan(self.wanted, members, now, generation.backoff.not_before)
-        for number in plan.retire:
-            generation.workers[number].ask(WorkerEvent.DRAIN_ASKED)
+        self._retire([generation.workers[number] for number in plan.retire])
         if plan.spawn > SPAWNS_A_TURN:  # the loop has others to serve, the watchdog among them
             self._loop.call_at(now, self.plan)
         for _ in range(min(plan.spawn, SPAWNS_A_TURN)):
@@ -111,6 +114,13 @@ class Upkeep:
         if plan.wake_at is not None:
             self._respawn.cancel()
             self._respawn = self._loop.call_at(plan.wake_at, self.plan)
+
+    def _retire(self, workers: list[Worker]) -> None:
+        """Let them hand over to their siblings, and go."""
+        for worker in workers:  # all of them first: none is to count on another one that goes
+            self._crew.hand_over.aim(worker, Why.SURPLUS)
+        for worker in workers:
+            worker.ask(WorkerEvent.DRAIN_ASKED)
 
     def take_over(self) -> None:
         """Workers of the serving release that another supervisor has left in the middle of something."""
@@ -127,6 +137,7 @@ class Upkeep:
         self._owner.save()
         for worker in self._staying():
             if worker.state not in COMING:
+                self._crew.hand_over.redirect(worker, Why.HELD)
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
         self._owner.changed()
 
@@ -143,6 +154,7 @@ class Upkeep:
             if worker.state in (WorkerState.PROVEN, WorkerState.READY):  # READY: brought up by `--force`
                 worker.ask(WorkerEvent.ACCEPT_ASKED)
             elif worker.state not in COMING:
+                self._crew.hand_over.aim(worker, Why.RESUMED)
                 worker.ask(WorkerEvent.RESUME_ASKED)
         self._owner.changed()
 
@@ -170,6 +182,9 @@ class Upkeep:
         for worker in self._crew:
             worker.copy_output()
             self._check_heartbeat(worker, now)
+        if serving is not None and self._owner.is_calm():
+            self._recycle(serving, now)
+            self._crew.hand_over.balance(serving)
         self._owner.changed()
         self._loop.call_at(now + TICK_S, self._tick)
 
@@ -200,6 +215,9 @@ class Upkeep:
         if not mine or worker.id in self.replaced or worker.state is WorkerState.DRAINING:
             return
         self._log.warning("worker is replaced", worker=worker.id, pid=worker.pid, reason=why)
+        self._make_room_for_successor(worker)
+
+    def _make_room_for_successor(self, worker: Worker) -> None:
         self.replaced.add(worker.id)
         self._owner.save()
         self.plan()
@@ -209,8 +227,38 @@ class Upkeep:
         serving = self._owner.serving
         stuck = [worker for worker in serving or () if worker.id in self.replaced]
         if serving is not None and serving.accepting() >= self.wanted + len(stuck):
-            for worker in stuck:
-                worker.ask(WorkerEvent.DRAIN_ASKED)
+            self._retire(stuck)
+
+    def _recycle(self, serving: Generation, now: float) -> None:
+        """Replace one that has served long enough: start before stop, one at a time, at full strength."""
+        config = self._owner.settings.worker
+        limits = recycle.Limits(config.max_requests, config.max_age, config.max_rss)
+        if not limits or self.replaced or len(serving.workers) != self.wanted:
+            return
+        workers = list(serving)
+        if any(worker.state is not WorkerState.ACCEPTING for worker in workers):
+            return
+        due = recycle.due(limits, [_wear(worker, now, bool(limits.max_rss)) for worker in workers])
+        if due is not None:
+            worker = serving.workers[due.number]
+            self._log.info("worker is recycled", worker=worker.id, pid=worker.pid, reason=due.reason)
+            self._make_room_for_successor(worker)
+
+
+def _wear(worker: Worker, now: float, measured: bool) -> recycle.Wear:
+    rss = resident_bytes(worker.pid) if measured else 0
+    return recycle.Wear(worker.number, worker.key, worker.counter(Field.REQUESTS), now - worker.since, rss)
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process that is ours and not reaped; 0: it is gone.
+
+    Source: proc_pid_statm(5), the second number, in pages.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 _WATCHED = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED, WorkerState.DRAINING))

@@ -3,24 +3,20 @@
 import os
 import signal
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from quiesce.shared import messages as msg
-from quiesce.shared.channel import Channel
-from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import IllegalTransition
 from quiesce.shared.exitcodes import WorkerExit
-from quiesce.shared.logs import Log
-from quiesce.shared.scoreboard import Field, Scoreboard
+from quiesce.shared.scoreboard import Field
 from quiesce.supervisor import fdnames
-from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.core import adoption
 from quiesce.supervisor.core.exits import Ended, describe
 from quiesce.supervisor.core.lifecycle import (
     COMING,
     GOING,
+    MOVING,
     ORDERS,
+    SERVING,
     Action,
     Event,
     State,
@@ -30,67 +26,18 @@ from quiesce.supervisor.core.lifecycle import (
 )
 from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.snapshot import WorkerRecord
-from quiesce.supervisor.health import HealthRule, Prober
-from quiesce.supervisor.listeners import Listeners
-from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.health import Prober
+from quiesce.supervisor.render import plural
+from quiesce.supervisor.worker_deadline import Deadline, is_excused, overdue
+from quiesce.supervisor.worker_evidence import MAX_KEPT_DETAIL_CHARS, Evidence
+from quiesce.supervisor.worker_lanes import WorkerLanes
+from quiesce.supervisor.worker_parts import House, Parts, Terms
 from quiesce.supervisor.worker_wire import Wire
 
 QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` in this time is killed
 ANSWER_S = 5.0  # for words whose lateness costs nothing
-STARVED_S = 5.0  # ... unless it is runnable and simply gets no processor
 DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
-MAX_START_OUTPUT_BYTES = 64 << 20
-MAX_KEPT_DETAIL_CHARS = (
-    2000  # of each worker's last words, in the state: its rollout has the first one's whole
-)
 EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
-
-
-class Terms(NamedTuple):
-    """What the supervisor asks of every worker of a release."""
-
-    configure: msg.Configure
-    rule: HealthRule
-    drain_timeout_s: float
-
-    @property
-    def start_timeout_s(self) -> float:
-        return self.configure.start_timeout_s
-
-
-class Parts(NamedTuple):
-    """Our side of a worker process.  The :class:`Worker` owns all of it."""
-
-    key: str  # 16 hex digits, never used again: the names in the descriptor store
-    pid: int  # for people; signals go through the pidfd
-    pidfd: int  # -1: it is gone already
-    channel: Channel | None  # None: it has hung up
-    capture: Capture | None  # what it writes while on trial
-
-
-class Keeping(Protocol):
-    """What a worker uses of the descriptor store."""
-
-    def put(self, name: str, fd: int) -> None: ...
-    def drop(self, name: str) -> None: ...
-    def sync(self, then: Callable[[bool], None]) -> None: ...
-
-
-class House(Protocol):
-    """What a worker uses of the supervisor's."""
-
-    loop: Loop
-    log: Log
-    listeners: Listeners
-    scoreboard: Scoreboard
-
-    @property
-    def store(self) -> Keeping: ...
-    def save(self) -> None:
-        """Write down what is now wanted, before it is done."""
-
-    def save_soon(self) -> None:
-        """Write down what has happened, some time in this turn."""
 
 
 _WORDS: dict[type, Event] = {
@@ -116,9 +63,13 @@ class Worker:
         slot: int,
         number: int,
         terms: Terms,
+        lane: str = "",
         record: WorkerRecord | None = None,
     ) -> None:
-        """A worker that was just spawned, or with ``record`` one that another supervisor has left."""
+        """A worker that was just spawned, or with ``record`` one that another supervisor has left.
+
+        ``lane``: the key of its generation's; "": there is none.
+        """
         self.id = terms.configure.worker
         self.release_id = terms.configure.release
         self.number = number
@@ -131,32 +82,39 @@ class Worker:
         self.threads = 0
         self._speaks = (msg.PROTOCOL, msg.OLDEST_PROTOCOL)  # until its hello
         self.interface = ""
-        self.failure = ""  # why it was lost, if it was not asked to leave; one sentence
-        self.detail = ""  # its last words: a traceback, or the last lines of its output
         self.watcher: Watcher = lambda worker, old, new: None
         self.connections_cut = 0
         self._house = house
         self._terms = terms
         self._wire = Wire(house.loop, house.log, parts.channel, self)
-        self._capture = parts.capture
-        self._on_trial = True  # its output goes to the capture, and its last lines are evidence
+        self._evidence = Evidence(parts.capture, house.log)
         self._pidfd = parts.pidfd
-        self._timer: Timer | None = None
-        self._deadline: float | None = None
-        self._waited_since = self.since
+        self._deadline = Deadline(house.loop, self._on_deadline)
         self._prober: Prober | None = None
+        self.lanes = WorkerLanes(house, self.id, lane, self._send, self._moved)
         self._asked_to_leave = False
+        self._hurried = False  # told to end at once
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         if self._pidfd >= 0:
             house.loop.watch(self._pidfd, self._on_exit)
         if record is None:
             self._keep()
-            self._arm(terms.start_timeout_s)
+            self._deadline.arm(terms.start_timeout_s)
         else:
             self._recall(record)
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} {self.state.value} pid={self.pid}>"
+
+    @property
+    def failure(self) -> str:
+        """Why it was lost, if it was not asked to leave; one sentence."""
+        return self._evidence.failure
+
+    @property
+    def detail(self) -> str:
+        """Its last words: a traceback, or the last lines of its output."""
+        return self._evidence.detail
 
     # -- surviving the supervisor --------------------------------------------------------
 
@@ -167,42 +125,45 @@ class Worker:
             store.put(fdnames.channel(self.key), self._wire.fileno())
         if self._pidfd >= 0:
             store.put(fdnames.pidfd(self.key), self._pidfd)
-        if self._capture is not None:
-            store.put(fdnames.output(self.key), self._capture.cursor)
+        if self._evidence.capture is not None:
+            store.put(fdnames.output(self.key), self._evidence.capture.cursor)
 
     def record(self) -> WorkerRecord:
         """What the next supervisor must know of it."""
-        return WorkerRecord(
+        record = WorkerRecord(
             key=self.key,
             number=self.number,
             pid=self.pid,
             slot=self.slot,
             state=self.state.value,
             since=self.since,
-            waited_since=self._waited_since,
-            deadline=self._deadline,
+            waited_since=self._deadline.waited_since,
+            deadline=self._deadline.at,
             accepting_since=self.accepting_since,
             threads=self.threads,
             interface=self.interface,
             protocol=self._speaks[0],
             oldest_protocol=self._speaks[1],
-            on_trial=self._on_trial,
+            on_trial=self._evidence.on_trial,
             asked_to_leave=self._asked_to_leave,
             failure=self.failure,
             detail=self.detail[-MAX_KEPT_DETAIL_CHARS:],
             cut=self.connections_cut,
         )
+        self.lanes.record(record)
+        return record
 
     def _recall(self, record: WorkerRecord) -> None:
         self.state = State(record.state)
         self.since, self.accepting_since = record.since, record.accepting_since
         self.threads, self.interface = record.threads, record.interface
         self._speaks = record.protocol, record.oldest_protocol
-        self.failure, self.detail = record.failure, record.detail
+        evidence = self._evidence
+        evidence.failure, evidence.detail, evidence.on_trial = record.failure, record.detail, record.on_trial
         self.connections_cut = record.cut
-        self._on_trial = record.on_trial
-        self._deadline, self._waited_since = record.deadline, record.waited_since
+        self._deadline.recall(record.deadline, record.waited_since)
         self._asked_to_leave = record.asked_to_leave
+        self.lanes.recall(record)
 
     def take_over(self) -> None:
         """Begin with a worker that another supervisor has left: ask who it is, do again what that one did last.
@@ -217,6 +178,8 @@ class Worker:
             self._handle(Event.CHANNEL_LOST)
             return
         self._wire.identify()
+        if self.state in (State.QUIESCING, State.QUIESCED):
+            self.lanes.take_over()
         self._step(adoption.at_once(self.state))
 
     def on_identity(self, hello: msg.Hello) -> None:
@@ -228,12 +191,14 @@ class Worker:
         if hello.oldest_protocol > msg.PROTOCOL:
             self._retire(f"its quiesce is {hello.version}, too new for us to command it")
             return
-        self._speaks = hello.protocol, hello.oldest_protocol
+        self._speaks, self.lanes.version = (hello.protocol, hello.oldest_protocol), hello.lane_version
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
         if named and self.state not in GOING:
             # The last supervisor may have died in the middle of a `reconfigure`.
             self._send_listeners()
+        if self.lanes.reading:
+            self.lanes.tell()
         before = self.state
         self._step(adoption.identified(self.state, hello.state, configured=bool(named)))
         self._house.log.info(
@@ -254,7 +219,7 @@ class Worker:
     def on_stale(self, message: msg.Message) -> None:
         """Said to the last supervisor: of that only what no `hello` repeats is worth anything."""
         if isinstance(message, msg.Failed):
-            self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
+            self._evidence.lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
             self._handle(Event.SAID_FAILED)
         elif isinstance(message, msg.Ready):
             self.interface, self.threads = message.interface, message.threads
@@ -267,7 +232,25 @@ class Worker:
         """Give it an event that a rollout, the fleet or a command asks for."""
         if event in (Event.LEAVE_ASKED, Event.DRAIN_ASKED):
             self._asked_to_leave = True
+        self._hurried = self._hurried or event is Event.LEAVE_ASKED
         self._handle(event)
+
+    def redirect(self, target: str) -> None:
+        """What it has shall go into another lane than it was told before; "": it shall stay."""
+        if target == self.lanes.target:
+            return
+        self.lanes.target = target
+        if self.state in MOVING and not self._hurried:
+            self._house.save()
+            self._handle(Event.LANE_ASKED)
+
+    @property
+    def moving(self) -> bool:
+        """Is it quiesced, or about to be, and not done with handing over what can move?"""
+        return self.lanes.moving and self.state in MOVING
+
+    def _moved(self) -> None:
+        self.watcher(self, self.state, self.state)
 
     def fail(self, why: str) -> None:
         """Kill it for a fault that was observed from outside (a stalled loop)."""
@@ -281,9 +264,9 @@ class Worker:
 
     def use_log(self, fd: int) -> None:
         """Its trial is over: from now on it writes to the log itself, whoever lives."""
-        if not self._on_trial:
+        if not self._evidence.on_trial:
             return
-        self._on_trial = False
+        self._evidence.on_trial = False
         self.copy_output()
         # What it writes until it has read this still goes into the capture, so that is kept.
         self._house.save()
@@ -291,7 +274,7 @@ class Worker:
 
     def use_log_again(self, fd: int) -> None:
         """The log is another descriptor now: it was re-opened, or this supervisor has one of its own."""
-        if not self._on_trial and self.state not in GOING:
+        if not self._evidence.on_trial and self.state not in GOING:
             self._send(msg.UseLog(), (fd,))
 
     def when_heard(self, then: "Callable[[Worker], None]") -> None:
@@ -304,18 +287,12 @@ class Worker:
 
     def copy_output(self) -> None:
         """Bring what it wrote into the log."""
-        if self._capture is not None:
-            self._capture.copy_to(self._house.log.raw)
+        self._evidence.copy_output()
 
     def check_output(self) -> None:
-        """A start that writes without end is a bad one: it would cost the machine's memory."""
-        if (
-            self._capture is not None
-            and self.state in COMING
-            and self._capture.written > MAX_START_OUTPUT_BYTES
-        ):
-            limit = f"{MAX_START_OUTPUT_BYTES >> 20} MiB"
-            self.fail(f"worker {self.id} wrote more than {limit} of output before it served, and was killed")
+        """Kill it if it writes without end before it serves."""
+        if self.state in COMING and (why := self._evidence.wrote_too_much(self.id)):
+            self.fail(why)
 
     def counter(self, field: Field) -> int:
         """A field of its scoreboard slot: a hint."""
@@ -325,6 +302,9 @@ class Worker:
 
     def on_message(self, message: msg.Message) -> None:
         self.copy_output()
+        if isinstance(message, msg.HandedOver):
+            self.lanes.handed_over(message)
+            return
         event = _WORDS.get(type(message))
         if event is None:
             word = message.type if isinstance(message, msg.Unknown) else type(message).__name__
@@ -336,13 +316,18 @@ class Worker:
             )
             return
         if isinstance(message, msg.Hello):
-            self._speaks = message.protocol, message.oldest_protocol
+            self._speaks, self.lanes.version = (
+                (message.protocol, message.oldest_protocol),
+                message.lane_version,
+            )
         elif isinstance(message, msg.Failed):
-            self._lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
+            self._evidence.lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
         elif isinstance(message, msg.Ready):
             self.interface, self.threads = message.interface, message.threads
         elif isinstance(message, msg.Drained):
             self.connections_cut = message.cut
+        elif isinstance(message, msg.Quiesced):
+            self.lanes.quiesced()
         self._handle(event)
 
     def on_wire_lost(self) -> None:
@@ -365,8 +350,16 @@ class Worker:
         self._wire.read()
         if not self._asked_to_leave and not self.failure:
             self._lost(self._why_it_ended(how))
+        elif how.signal and not self.failure and (count := self.counter(Field.CONN_OPEN)):
+            self._house.log.warning(
+                "connections lost with a worker that was leaving",
+                worker=self.id,
+                how=str(how),
+                count=count,
+            )
         self.copy_output()
         self._close_wire()
+        self.lanes.settle()
         if self._prober is not None:
             self._prober.cancel()
         if self._pidfd >= 0:
@@ -374,71 +367,34 @@ class Worker:
             os.close(self._pidfd)
             self._pidfd = -1
         self._handle(Event.EXITED)
-        if self._capture is not None:
-            self._house.store.drop(fdnames.output(self.key))
-            self._capture.close()
-            self._capture = None
+        self._evidence.close(lambda: self._house.store.drop(fdnames.output(self.key)))
+
+    def _lost(self, why: str) -> None:
+        """It is dead, or about to be killed, and what it holds goes with it."""
+        count = self.counter(Field.CONN_OPEN) if self.state in SERVING else 0
+        self._evidence.lost(f"{why}; {plural(count, 'connection')} went with it" if count else why)
 
     def _why_it_ended(self, ended: Ended) -> str:
         sentence = describe(self.id, self._cut_in or self.state, ended)
-        if ended.status == WorkerExit.NO_EXEC and self._capture is not None:
-            # The stub's own words are the reason.
-            sentence += ": " + self._capture.tail(1).removeprefix("quiesce: ")
+        if ended.status == WorkerExit.NO_EXEC and (said := self._evidence.stub_says()):
+            sentence += f": {said}"  # the reason
         return sentence
 
     def _on_deadline(self) -> None:
-        self._timer = None
-        patience = self._patience()
-        if patience:
-            self._timer = self._house.loop.call_at(self._house.loop.now() + patience, self._on_deadline)
+        if is_excused(
+            self.state,
+            self._deadline.waited_s,
+            in_request=bool(self.counter(Field.IN_REQUEST_SINCE_NS)),
+            drain_timeout_s=self._terms.drain_timeout_s,
+            pid=self.pid,
+        ):
+            self._deadline.look_again()
             return
-        reason = self._overdue()
+        path = self._prober.pending_path() if self._prober else ""
+        reason = overdue(self.id, self.state, self._deadline.waited_s, path)
         if reason:
             self._lost(reason)
         self._handle(Event.DEADLINE)
-
-    def _patience(self) -> float:
-        """Seconds more for a worker that did not answer `quiesce` for a reason that is not its fault."""
-        if self.state not in (State.QUIESCING, State.RESUMING, State.ADMITTED):
-            return 0.0
-        waited = self._house.loop.now() - self._waited_since
-        # Its one thread is inside a request: killing it would fail that request, and the answer
-        # to our word comes right after it.
-        if self.counter(Field.IN_REQUEST_SINCE_NS) and waited < self._terms.drain_timeout_s:
-            return 0.25
-        # It would answer if the machine let it run.
-        if waited < STARVED_S and _wants_processor(self.pid):
-            return 0.25
-        return 0.0
-
-    def _overdue(self) -> str:
-        """Why a deadline that has passed is a fault; "" where it only ends somebody's patience."""
-        waited = f"{self._house.loop.now() - self._waited_since:.0f} s"
-        if self.state in (State.SPAWNED, State.LOADING):
-            return f"worker {self.id} was not ready within start_timeout ({waited}) and was killed"
-        if self.state is State.PROBING:
-            path = self._prober.pending_path() if self._prober else ""
-            return f"worker {self.id} did not answer GET {path} within {waited} and was killed"
-        if self.state in (State.ADMITTED, State.QUIESCING, State.RESUMING):
-            return f"worker {self.id} did not answer `{_ORDER[self.state]}` within {waited} and was killed"
-        return ""
-
-    def _lost(self, why: str, detail: str = "") -> None:
-        """Keep the first reason: what follows is its consequence."""
-        self.copy_output()
-        if not self.failure:
-            self.failure = why
-            self.detail = self._last_words(detail)
-
-    def _last_words(self, detail: str) -> str:
-        """What it wrote on trial and, unless it is in there, the traceback that it sent."""
-        if self._capture is None or not self._on_trial:
-            return detail
-        lines = [line for line in self._capture.tail().splitlines() if line != f"quiesce: {self.failure}"]
-        tail = "\n".join(lines)
-        if detail.strip() in tail:
-            return tail
-        return f"{tail}\n{detail}" if tail else detail
 
     # -- transitions --------------------------------------------------------------------
 
@@ -487,7 +443,7 @@ class Worker:
         if self.state is not State.PROBING:
             return
         if not verdict.passed:
-            self._lost(f"health probe of worker {self.id} failed: {verdict.text}")
+            self._evidence.lost(f"health probe of worker {self.id} failed: {verdict.text}")
         self._handle(Event.PROBE_PASSED if verdict.passed else Event.PROBE_FAILED)
 
     def _send(self, message: msg.Message, fds: Sequence[int] = ()) -> bool:
@@ -507,59 +463,46 @@ class Worker:
             except ProcessLookupError:
                 pass  # it is a zombie already; the reaper comes
 
-    def _arm(self, seconds: float) -> None:
-        self._waited_since = self._house.loop.now()
-        self._arm_until(self._waited_since + seconds)
-
-    def _arm_until(self, when: float) -> None:
-        self._disarm()
-        self._deadline = when
-        self._timer = self._house.loop.call_at(when, self._on_deadline)
-
-    def _arm_rest(self, seconds: float) -> None:
-        """Go on with the deadline that another supervisor has set, or begin one."""
-        if self._deadline is None:
-            self._arm(seconds)
-        else:
-            self._arm_until(self._deadline)
-
-    def _disarm(self) -> None:
-        self._deadline = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _send_drain_rest(self) -> None:
-        rest = self._terms.drain_timeout_s
-        if self._deadline is not None:
-            rest = max(0.0, self._deadline - DRAIN_GRACE_S - self._house.loop.now())
-        self._send(msg.Drain(rest))
+        rest = self._deadline.rest(DRAIN_GRACE_S)
+        self.lanes.order(msg.Drain(self._terms.drain_timeout_s if rest is None else rest))
+
+    def _send_accept(self) -> None:
+        self.lanes.tell()
+        self._send(msg.Accept())
+
+    def _send_quiesce(self) -> None:
+        self.lanes.order(msg.Quiesce())
+        if self.state is State.QUIESCED:  # no deadline waits for its answer to a second one
+            self.lanes.quiesced()
+
+    def _send_resume(self) -> None:
+        self.lanes.settle()
+        self._send(msg.Resume())
 
     def _arm_answer(self) -> None:
-        self._arm(QUIESCE_ANSWER_S if self.state is State.QUIESCING else ANSWER_S)
+        self._deadline.arm(QUIESCE_ANSWER_S if self.state is State.QUIESCING else ANSWER_S)
 
-
-_ORDER = {State.ADMITTED: "accept", State.QUIESCING: "quiesce", State.RESUMING: "resume"}
 
 _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.CONFIGURE: Worker._configure,
     Action.PROBE: Worker._probe,
-    Action.SEND_ACCEPT: lambda w: w._send(msg.Accept()),
-    Action.SEND_QUIESCE: lambda w: w._send(msg.Quiesce()),
-    Action.SEND_RESUME: lambda w: w._send(msg.Resume()),
-    Action.SEND_DRAIN: lambda w: w._send(msg.Drain(w._terms.drain_timeout_s)),
+    Action.SEND_ACCEPT: Worker._send_accept,
+    Action.SEND_QUIESCE: Worker._send_quiesce,
+    Action.SEND_RESUME: Worker._send_resume,
+    Action.SEND_DRAIN: lambda w: w.lanes.order(msg.Drain(w._terms.drain_timeout_s)),
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
     Action.SEND_DRAIN_REST: Worker._send_drain_rest,
     Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),
     Action.SIGTERM: lambda w: w._signal(signal.SIGTERM),
     Action.SIGKILL: lambda w: w._signal(signal.SIGKILL),
-    Action.ARM_START: lambda w: w._arm_rest(w._terms.start_timeout_s),
-    Action.ARM_PROBE: lambda w: w._arm(w._terms.start_timeout_s),
+    Action.ARM_START: lambda w: w._deadline.arm_rest(w._terms.start_timeout_s),
+    Action.ARM_PROBE: lambda w: w._deadline.arm(w._terms.start_timeout_s),
     Action.ARM_ANSWER: Worker._arm_answer,
-    Action.ARM_DRAIN: lambda w: w._arm(w._terms.drain_timeout_s + DRAIN_GRACE_S),
-    Action.ARM_DRAIN_REST: lambda w: w._arm_rest(w._terms.drain_timeout_s + DRAIN_GRACE_S),
-    Action.ARM_EXIT: lambda w: w._arm(w._terms.configure.exit_timeout_s + EXIT_GRACE_S),
-    Action.DISARM: Worker._disarm,
+    Action.ARM_DRAIN: lambda w: w._deadline.arm(w._terms.drain_timeout_s + DRAIN_GRACE_S),
+    Action.ARM_DRAIN_REST: lambda w: w._deadline.arm_rest(w._terms.drain_timeout_s + DRAIN_GRACE_S),
+    Action.ARM_EXIT: lambda w: w._deadline.arm(w._terms.configure.exit_timeout_s + EXIT_GRACE_S),
+    Action.DISARM: lambda w: w._deadline.disarm(),
 }
 
 
@@ -569,15 +512,3 @@ def _ended(info: os.waitid_result | None) -> Ended:
     if info.si_code == os.CLD_EXITED:
         return Ended(status=info.si_status)
     return Ended(signal=info.si_status)
-
-
-def _wants_processor(pid: int) -> bool:
-    """Is the process runnable (or in the kernel), so that only the machine keeps it from answering?
-
-    A hint only; the pid cannot be another's, since it is our child and not reaped.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] in ("R", "D")

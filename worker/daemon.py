@@ -4,10 +4,10 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 """
 
 import socket
+import sys
 from _thread import get_ident
 from collections.abc import Callable
-from math import inf
-from time import gmtime, monotonic, monotonic_ns, time
+from time import monotonic, monotonic_ns
 
 from quiesce.worker.apps.base import App
 from quiesce.worker.core import drain as life
@@ -19,11 +19,18 @@ from quiesce.worker.core.request import Address
 from quiesce.worker.loops.base import Loop, Timer
 from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
+from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
 from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
+from quiesce.worker.net.deadline import Together
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.gate import Gate, Neighbours
+from quiesce.worker.net.http_date import HttpDate
+from quiesce.worker.net.lane_reader import Arrival, Lanes
+from quiesce.worker.net.lane_writer import Target
+from quiesce.worker.net.mover import Moved, Mover, shed
+from quiesce.worker.net.roster import Roster
 from quiesce.worker.net.stream import Connection
 
 AccessLog = Callable[[Exchange, int, int, float], None]
@@ -33,8 +40,7 @@ Connect = Callable[["Daemon", socket.socket, Address, Address, str, bool], Conne
 
 _HEARTBEAT_S = 0.2  # the scoreboard promises 0.25
 _LAST_WORDS_S = 5.0  # what a drain that is over leaves for FIN and linger, or those who take their 503 slowly
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SHED_ASIDE_S = 0.1  # so that what we shed comes to others, and not back to us
 
 
 class Daemon:
@@ -57,6 +63,8 @@ class Daemon:
         connect: Makes the connections, in place of ``Connection``: for who must know more of each one.
         accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
             affair, and :meth:`add_connection` is the way back.
+        taken: The same for what comes by a lane, with :meth:`adopt`.
+        may_take: See :class:`~quiesce.worker.net.lane_reader.Lanes`; in place of the gate's word.
         heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
@@ -76,6 +84,8 @@ class Daemon:
         unready: Callable[[], bool] = lambda: False,
         connect: Connect | None = None,
         accepted: Accepted | None = None,
+        taken: Callable[[list[Arrival]], None] | None = None,
+        may_take: Callable[[], bool] | None = None,
         heartbeat: bool = True,
     ) -> None:
         self.app = app
@@ -99,21 +109,24 @@ class Daemon:
         self.cut = 0  # connections that a drain had to end with a request unanswered
         self._ended = False  # the drain's time is over; who is left has its last words
         self._on_drained: Callable[[], None] | None = None
-        self._connections: set[Ending] = set()
-        self._by_ip: dict[str, int] = {}
+        self._is_orphan = False  # a lane that is empty has ended: nobody is left to say so
+        self.roster = Roster(self.counters, counts_ip=limits.connections_per_ip > 0)
+        self.moving: Mover | None = None  # who is told of connections that fall idle: they can move now
+        self._mover = Mover(self)
+        self._lanes = Lanes(
+            loop, taken or self._taken, self.check_empty, before_accept, may_take or self.gate.may_take
+        )
         self._acceptor = Acceptor(
             loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting
         )
         self.connect: Connect = connect or Connection
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
-        self._handle = app.handle
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
         getattr(app, "when_idle", lambda callback: None)(self._call_over)
-        self._date = b""
-        self._date_line = b""
-        self._date_until = -inf  # of the clock that does not jump
+        dates = HttpDate()
+        self.date, self.date_line = dates.date, dates.line
         self._thread: int | None = None
         if slot is not None:
             loop.slot = slot
@@ -140,8 +153,10 @@ class Daemon:
         return list(self._acceptor.listeners)
 
     def accept(self) -> None:
-        """Accept connections on all listeners; also the way back from quiesce and from a drain."""
+        """Accept connections on all listeners; also the way back from quiesce and from a drain.  Nothing is handed over
+        any more."""
         self._step(life.Event.ACCEPT)
+        self._mover.stop()
 
     resume = accept
 
@@ -164,14 +179,16 @@ class Daemon:
         if not self.draining:  # else it was told again: who was cut stays so
             self.cut = 0
         self._step(life.Event.DRAIN)
-        self._check_empty()
+        self.check_empty()
 
     def close(self) -> None:
         """Cut everything; release listeners, connections and threads.  The loop stays its owner's."""
         if self._state is life.State.CLOSED:
             return
+        self._mover.stop()
         self._step(life.Event.CLOSE)
         self._acceptor.close()
+        self._lanes.close()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         if self._pool is not None:
@@ -181,7 +198,9 @@ class Daemon:
         """All that a forked child of the application must close: it would hold connections and listeners open
         for as long as it lives."""
         listeners = [listener.fd for listener in self._acceptor.listeners.values()]
-        return [*listeners, *self.loop.descriptors(), *(c.sock.fileno() for c in self._connections)]
+        target = self._mover.target
+        lanes = [*self._lanes.descriptors(), *(target.descriptors() if target is not None else ())]
+        return [*listeners, *lanes, *self.loop.descriptors(), *(c.sock.fileno() for c in self.roster.all)]
 
     def forked(self) -> None:
         """In a forked child of the application, after its descriptors were closed: let nothing here act for
@@ -192,6 +211,80 @@ class Daemon:
         self.loop.stop()
         if self._pool is not None:
             self._pool.forked()
+
+    # -- lanes: live connections from other processes, and to them ------------------------------------
+
+    def add_lane(self, name: str, sock: socket.socket) -> None:
+        """Take the read end of a lane, a connected SOCK_SEQPACKET socket, in place of one of that name.
+
+        Connections that come by it are served, whatever this daemon does with its listeners.  It is closed at its end,
+        or by :meth:`close`.
+        """
+        if self._state is life.State.CLOSED:
+            sock.close()
+        else:
+            self._lanes.add(name, sock)
+
+    def hand_over_to(self, target: Target | None, on_moved: Moved | None = None) -> None:
+        """Give each connection away that can move, and each other one as it falls idle; None: keep all.
+
+        Takes the target: both its ends are closed when there is another one, when we accept again, at a drain's
+        deadline, and when the lane has ended.  A lane of ours that has its name is not read meanwhile.
+
+        Args:
+            on_moved: Called once, now or in a later turn: all that could move by then have moved, or there is another
+                order.  With their number, and that of the connections that are still here.
+        """
+        self._mover.to(target, on_moved)
+
+    def move_now(self) -> int:
+        """Move all that can now, without a turn of the loop in between; returns how many have moved to this target."""
+        self._mover.move_now()
+        return self._mover.moved
+
+    def shed(self, count: int, target: Target) -> int:
+        """Give so many idle connections away, or fewer, at once and only now; returns how many.  Takes the target."""
+        moved = shed(self, count, target)
+        self._lanes.set_aside(target.name, _SHED_ASIDE_S)
+        return moved
+
+    def orphaned(self) -> None:
+        """Nobody will name a lane or end one any more: keep what we have, and let an empty lane be a lane's end."""
+        self._is_orphan = True
+        self._mover.stop()
+
+    def _taken(self, arrivals: list[Arrival]) -> None:
+        for connection in self.adopt(arrivals):
+            connection.go_on()
+            if self._ended:
+                connection.end()
+
+    def adopt(self, arrivals: list[Arrival]) -> list[Connection]:
+        """Serve connections that other processes have served.  No limit turns them away: they were let in.
+
+        Owns the sockets in any case.  ``go_on`` of each that is returned must follow.
+        """
+        now = monotonic()
+        connections: list[Connection] = []
+        for record, sock, peer in arrivals:
+            try:
+                sock.setblocking(False)
+                connection = self.connect(self, sock, peer, record.local, record.scheme, False)
+                connection.arrive(record, now)
+            except Exception as exc:  # the others are not to blame
+                sock.close()
+                print(f"quiesce: what came by a lane cannot be served: {exc}", file=sys.stderr, flush=True)
+                continue
+            connections.append(connection)
+        self.roster.came(connections)
+        Together(self.loop, self.recheck_s, connections)
+        return connections
+
+    def aimed(self) -> None:
+        """There is a target now, or there is none any more."""
+        target = self._mover.target
+        self._lanes.skip(target.name if target is not None else "")
+        self._look()
 
     # -- connections ------------------------------------------------------------------------------
 
@@ -213,44 +306,31 @@ class Daemon:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = self.connect(self, sock, peer, local, scheme, probe)
+            connection.attend()
         except BaseException:
             sock.close()
             raise
-        self._add(connection)
+        self.roster.add(connection)
         return connection
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         limits = self.limits
         connection = self.connect(self, sock, peer, local, "http", False)
-        full = self._add(connection) > limits.connections > 0
-        ip = peer[0] if peer else ""
-        if limits.connections_per_ip and ip:
-            connection.ip = ip
-            self._by_ip[ip] = self._by_ip.get(ip, 0) + 1
-            full = full or self._by_ip[ip] > limits.connections_per_ip
+        connection.attend()
+        connection.listener = listener.name
+        self.roster.add(connection)
+        full = self.counters.open > limits.connections > 0
+        full = self.roster.count_ip(connection, peer) > limits.connections_per_ip or full
         self.counters.count(figures.ACCEPTED)
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
 
-    def _add(self, connection: Connection) -> int:
-        self._connections.add(connection)
-        if not connection.probe:
-            self.counters.connection(1, 0)
-        return self.counters.open
-
     def forget(self, connection: Ending) -> None:
         """A connection's last word."""
-        self._connections.discard(connection)
-        if connection.ip:
-            left = self._by_ip[connection.ip] - 1
-            if left:
-                self._by_ip[connection.ip] = left
-            else:
-                del self._by_ip[connection.ip]
+        self.roster.remove(connection)
         if not connection.probe:
-            self.counters.connection(-1, 0)
-            self._check_empty()
+            self.check_empty()
 
     @property
     def open(self) -> int:
@@ -293,13 +373,13 @@ class Daemon:
         slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
         try:
-            self._handle(exchange)
+            self.app.handle(exchange)
         except BaseException as exc:  # SystemExit too: one request does not end the process
             exchange.fail(exc)
         self._in_call = False
         slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
-            self._check_empty()
+            self.check_empty()
 
     def _answer_ready(self, exchange: Exchange) -> bool:
         """Answer in the application's place if this is ``ready_path``; probes are for the application."""
@@ -311,7 +391,8 @@ class Daemon:
         return True
 
     def _look(self) -> None:
-        self.closing = self.draining or (bool(self._ready_path) and self._unready())
+        leaving = self.draining and self._mover.target is None  # else they will live on elsewhere
+        self.closing = leaving or (bool(self._ready_path) and self._unready())
 
     def _call(self, exchange: Exchange) -> None:
         try:
@@ -325,24 +406,6 @@ class Daemon:
         """Is this the loop's thread?"""
         return self._thread is None or self._thread == get_ident()
 
-    def date(self) -> bytes:
-        """The value of the Date field (RFC 9110 §5.6.7), made once a second."""
-        self.date_line(monotonic())
-        return self._date
-
-    def date_line(self, now: float) -> bytes:
-        """The Date field as a whole line.  ``now``: of CLOCK_MONOTONIC."""
-        if now >= self._date_until:
-            exact = time()
-            then = gmtime(int(exact))  # not strftime: names of days are English, whatever the locale
-            date = (
-                f"{_DAYS[then.tm_wday]}, {then.tm_mday:02} {_MONTHS[then.tm_mon - 1]} {then.tm_year} "
-                f"{then.tm_hour:02}:{then.tm_min:02}:{then.tm_sec:02} GMT"
-            ).encode()
-            self._date, self._date_line = date, b"Date: %s\r\n" % date
-            self._date_until = now + 1 - exact % 1  # the next full second
-        return self._date_line
-
     # -- the daemon's own life ------------------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -355,12 +418,16 @@ class Daemon:
         if self._pool is not None:
             self.counters.slot[figures.OLDEST_REQUEST_NS] = self._pool.oldest_ns
         self.gate.beat()
+        staying.show(self.counters.slot, self.roster.all if self._state is not life.State.SERVING else ())
         self._look()  # for requests that a thread is at already
+        if self.draining:
+            self.check_empty()  # an orphan's lanes: what lay in one may have become another's
         self._heartbeat = self.loop.call_at(self.loop.now() + _HEARTBEAT_S, self._beat)
 
     def _step(self, event: life.Event) -> None:
         self._state, actions = life.step(self._state, event)
         self.draining = self._state in (life.State.DRAINING, life.State.DRAINED)
+        self.counters.slot[figures.ACCEPTING] = self._state is life.State.SERVING
         self._look()
         for action in actions:
             self._perform(action)
@@ -378,7 +445,7 @@ class Daemon:
         elif action is life.Action.END:
             self._end()
         elif action is life.Action.CUT:
-            for connection in list(self._connections):
+            for connection in list(self.roster.all):
                 connection.cut()
         elif action is life.Action.SAY_DRAINED:
             callback, self._on_drained = self._on_drained, None
@@ -390,7 +457,10 @@ class Daemon:
 
     def _end(self) -> None:
         """The drain's time is over; the second time, patience is too."""
-        for connection in list(self._connections):
+        self._mover.stop()
+        if not self._ended:
+            self._lanes.read_all()  # what comes is ended with the others
+        for connection in list(self.roster.all):
             if self._ended:
                 connection.cut()
                 continue
@@ -399,13 +469,17 @@ class Daemon:
         if not self._ended:
             self._ended = True
             self._drain_timer = self.loop.call_at(self.loop.now() + _LAST_WORDS_S, self._drain_late)
-            self._check_empty()
+            self.check_empty()
 
-    def _check_empty(self) -> None:
+    def check_empty(self) -> None:
         """Drained is: nobody is connected, and no application code works on (``close()`` of a WSGI iterable, an
-        ASGI background task), unless its time is up."""
-        if self.draining and not self.counters.open and (self._ended or not self._is_working()):
+        ASGI background task), and no connection can come by a lane, unless its time is up."""
+        if self.draining and not self.counters.open and (self._ended or self._is_through()):
             self._step(life.Event.EMPTY)
+
+    def _is_through(self) -> bool:
+        lanes = self._lanes
+        return not self._is_working() and (lanes.is_over or (self._is_orphan and lanes.is_empty))
 
     def _is_working(self) -> bool:
         if self._pool is not None:
@@ -419,4 +493,4 @@ class Daemon:
         Looked at in a turn of its own: what follows a drain is not done within the application's call.
         """
         if self.draining:
-            self.loop.call_soon_threadsafe(self._check_empty)
+            self.loop.call_soon_threadsafe(self.check_empty)

@@ -18,8 +18,9 @@ from quiesce.worker.apps.loader import LoadError, interface_of, load, one_line, 
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.standing import State
 from quiesce.worker.daemon import Daemon
+from quiesce.worker.inbox import Inbox
 from quiesce.worker.isolation import own_imports
-from quiesce.worker.orders import Inbox, Orders, hello
+from quiesce.worker.orders import Orders, hello
 from quiesce.worker.supervisor_link import Link, complain
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ from typing import Any, Protocol
 from quiesce import __version__
 from quiesce.shared import messages as msg
 from quiesce.shared.channel import Incoming
-from quiesce.shared.errors import PeerClosed, ProtocolError
+from quiesce.shared.errors import PeerClosed
 from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.fdpass import close_all
 from quiesce.shared.messages import Message
-from quiesce.shared.scoreboard import Scoreboard
 from quiesce.worker import output
 from quiesce.worker.core.standing import Action, Event, State, step
 from quiesce.worker.daemon import Daemon
+from quiesce.worker.inbox import Inbox, one, sockets_of, target_of
 from quiesce.worker.loops.base import READ, WRITE, Loop
-from quiesce.worker.net.gate import Neighbours
+from quiesce.worker.net.lane_writer import Target
 from quiesce.worker.proctitle import ProcTitle
 from quiesce.worker.supervisor_link import Link, complain
 
@@ -42,87 +42,8 @@ def hello(configure: msg.Configure | None, state: State, ready: msg.Ready | None
         _STATE_TOLD.get(state, state).value,
         ready.interface if ready else "",
         ready.threads if ready else 0,
+        msg.LANE_VERSION,
     )
-
-
-class Inbox:
-    """What may come at any time, before ``configure`` or after: things to hold.  Owns the descriptors."""
-
-    def __init__(self) -> None:
-        self.listeners: dict[str, socket.socket] = {}
-        self.scoreboard: Scoreboard | None = None
-        self.slot: memoryview | None = None
-        self.neighbours: Neighbours | None = None
-
-    def keep(self, incoming: Incoming) -> bool:
-        """Take the message if it brings something to hold.  Its descriptors are then ours."""
-        message, fds = incoming.message, incoming.fds
-        if isinstance(message, msg.Listen):
-            for name, sock in sockets_of(message, fds):
-                self.forget(name)
-                self.listeners[name] = sock
-        elif isinstance(message, msg.Unlisten):
-            for name in message.names:
-                self.forget(name)
-        elif isinstance(message, msg.UseScoreboard):
-            self.attach(message, fds)
-        elif isinstance(message, msg.UseLog):
-            output.use(one(fds))
-        else:
-            return False
-        return True
-
-    def forget(self, name: str) -> None:
-        """Close our copy of a listener; nothing happens to those of others."""
-        if name in self.listeners:
-            self.listeners.pop(name).close()
-
-    def attach(self, message: msg.UseScoreboard, fds: list[int]) -> None:
-        """Map the scoreboard; the old mapping goes when nobody writes to it any more."""
-        board = Scoreboard.attach(one(fds))
-        try:
-            slot = board.slot(message.slot)
-        except ProtocolError:
-            board.close()  # what we have stays in force
-            raise
-        old, self.scoreboard, self.slot = self.scoreboard, board, slot
-        self.neighbours = Neighbours(board, message.slot)
-        if old is not None:
-            old.close()  # its descriptor; the memory stays while a slot of it is held
-
-    def is_unready(self) -> bool:
-        """Does the supervisor want requests to go elsewhere?"""
-        return self.scoreboard is not None and self.scoreboard.unready
-
-    def descriptors(self) -> list[int]:
-        """What a forked child must not keep."""
-        board = [self.scoreboard.fd] if self.scoreboard is not None else []
-        return board + [sock.fileno() for sock in self.listeners.values()]
-
-
-def one(fds: list[int]) -> int:
-    """The one descriptor that a message must bring."""
-    if len(fds) != 1:
-        close_all(fds)
-        raise ProtocolError(f"this message brings {len(fds)} descriptors, not one")
-    return fds[0]
-
-
-def sockets_of(message: msg.Listen, fds: list[int]) -> list[tuple[str, socket.socket]]:
-    """The listeners that came, by name.  On failure all are closed."""
-    if len(fds) != len(message.names):
-        close_all(fds)
-        raise ProtocolError(f"`listen` names {len(message.names)} listeners and brings {len(fds)}")
-    found: list[tuple[str, socket.socket]] = []
-    try:
-        for name, fd in zip(message.names, fds, strict=True):
-            found.append((name, socket.socket(fileno=fd)))
-    except OSError as exc:
-        for _, sock in found:
-            sock.close()
-        close_all(fds[len(found) :])
-        raise ProtocolError(f"listener {name!r} is not a socket: {exc.strerror}") from exc
-    return found
 
 
 class Ending(Protocol):
@@ -153,6 +74,7 @@ class Orders:
         self._drain_timeout_s = conf.drain_timeout_s
         self._drain_seq: int | None = None
         self._drain_until = inf
+        self._target: Target | None = None  # of the order that is being obeyed
         self._has_accepted = False
         self._watches_write = False
         self._title = ProcTitle(conf.name, conf.worker)
@@ -176,6 +98,8 @@ class Orders:
         self._watch_signals()
         self._ready = ready
         self._handle(Event.LOADED, answer=ready)
+        for name in list(self._inbox.lanes):
+            self._daemon.add_lane(name, self._inbox.lanes.pop(name))
         early, self._early = self._early, []
         for incoming in early:
             self._obey(incoming)
@@ -291,6 +215,17 @@ class Orders:
         for name in incoming.message.names:
             self._daemon.retire_listener(name)
 
+    def _lanes(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.UseLane)
+        for name, sock in sockets_of(incoming.message, incoming.fds):
+            self._daemon.add_lane(name, sock)
+
+    def _shed(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.Shed)
+        target = target_of(incoming.message, incoming.fds)
+        if target is not None:
+            self._daemon.shed(incoming.message.most, target)
+
     def _scoreboard(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.UseScoreboard)
         self._inbox.attach(incoming.message, incoming.fds)
@@ -322,11 +257,28 @@ class Orders:
                 "release, so it is skipped"
             )
 
+    def _quiesce(self, incoming: Incoming) -> None:
+        assert isinstance(incoming.message, msg.Quiesce)
+        self._handle_with_lane(Event.QUIESCE, incoming.message, incoming)
+
     def _drain(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, msg.Drain)
         self._drain_timeout_s = max(0.0, incoming.message.timeout_s)
         self._drain_seq = incoming.seq
-        self._handle(Event.DRAIN, incoming.seq)
+        self._handle_with_lane(Event.DRAIN, incoming.message, incoming)
+
+    def _handle_with_lane(self, event: Event, message: msg.Quiesce | msg.Drain, incoming: Incoming) -> None:
+        self._target = target_of(message, incoming.fds)
+        self._handle(event, incoming.seq)
+        unused, self._target = self._target, None
+        if unused is not None:
+            unused.close()
+
+    def _hand_over(self, seq: int | None) -> None:
+        target, self._target = self._target, None
+        self._daemon.hand_over_to(
+            target, lambda moved, left: self._link.say(msg.HandedOver(moved, left), re=seq)
+        )
 
     # -- the table ----------------------------------------------------------------------
 
@@ -350,6 +302,10 @@ class Orders:
                 daemon.resume()
         elif action is Action.QUIESCE:
             daemon.quiesce()
+        elif action is Action.HAND_OVER:
+            self._hand_over(seq)
+        elif action is Action.KEEP:
+            daemon.orphaned()
         elif action is Action.DRAIN:
             self._drain_until = self._loop.now() + self._drain_timeout_s
             daemon.drain(self._drain_timeout_s, self._on_empty)
@@ -404,7 +360,9 @@ def _by_event(event: Event) -> Callable[[Orders, Incoming], None]:
     return lambda orders, incoming: orders._handle(event, incoming.seq)
 
 
-_OF_THE_STARTED = frozenset((msg.Probe, msg.Accept, msg.Quiesce, msg.Resume, msg.Drain))
+_OF_THE_STARTED = frozenset(
+    (msg.Probe, msg.UseLane, msg.Accept, msg.Quiesce, msg.Shed, msg.Resume, msg.Drain)
+)
 
 _ORDERS: dict[type[Any], Callable[[Orders, Incoming], None]] = {
     msg.Identify: Orders._identify,
@@ -413,10 +371,12 @@ _ORDERS: dict[type[Any], Callable[[Orders, Incoming], None]] = {
     msg.Unlisten: Orders._unlisten,
     msg.UseScoreboard: Orders._scoreboard,
     msg.UseLog: Orders._log,
+    msg.UseLane: Orders._lanes,
     msg.Probe: Orders._probe,
+    msg.Quiesce: Orders._quiesce,
+    msg.Shed: Orders._shed,
     msg.Drain: Orders._drain,
     msg.Accept: _by_event(Event.ACCEPT),
-    msg.Quiesce: _by_event(Event.QUIESCE),
     msg.Resume: _by_event(Event.RESUME),
     msg.Shutdown: _by_event(Event.SHUTDOWN),
 }

@@ -73,7 +73,8 @@ IDENTIFIED: Mapping[str, Mapping[State, Step]] = {
     "quiesced": {
         **dict.fromkeys((S.SPAWNED, S.LOADING, S.READY, S.PROBING, S.PROVEN), _DRAIN_ANEW),
         **dict.fromkeys((S.ADMITTED, S.ACCEPTING, S.RESUMING), _RESUME),
-        **dict.fromkeys((S.QUIESCING, S.QUIESCED), (S.QUIESCED, (A.DISARM,))),
+        # The order again: with the lane, which may be another one by now, and to be told what has moved.
+        **dict.fromkeys((S.QUIESCING, S.QUIESCED), (S.QUIESCED, (A.DISARM, A.SEND_QUIESCE))),
         S.DRAINING: _DRAIN,
     },
     "draining": {

@@ -44,6 +44,7 @@ class Event(Enum):
     QUIESCE_ASKED = "quiesce asked"
     RESUME_ASKED = "resume asked"
     DRAIN_ASKED = "drain asked"  # finish politely
+    LANE_ASKED = "lane asked"  # what it has shall go elsewhere than it was told before
     LEAVE_ASKED = "leave asked"  # as fast as is polite: `stop --now`, a trial that failed
     # observed by the supervisor
     PROBE_PASSED = "probe passed"
@@ -90,7 +91,15 @@ _SAID = (
     E.SAID_HELLO, E.SAID_READY, E.SAID_ACCEPTING, E.SAID_QUIESCED, E.SAID_RESUMED, E.SAID_DRAINED,
     E.SAID_FAILED,
 )  # fmt: skip
-_ASKED = (E.PROBE_ASKED, E.ACCEPT_ASKED, E.QUIESCE_ASKED, E.RESUME_ASKED, E.DRAIN_ASKED, E.LEAVE_ASKED)
+_ASKED = (
+    E.PROBE_ASKED,
+    E.ACCEPT_ASKED,
+    E.QUIESCE_ASKED,
+    E.RESUME_ASKED,
+    E.DRAIN_ASKED,
+    E.LEAVE_ASKED,
+    E.LANE_ASKED,
+)
 _SEEN = (E.PROBE_PASSED, E.PROBE_FAILED, E.CHANNEL_LOST)
 
 
@@ -185,6 +194,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     S.QUIESCING: {
         E.SAID_QUIESCED: (S.QUIESCED, (A.DISARM,)),
         E.QUIESCE_ASKED: (S.QUIESCING, ()),
+        E.LANE_ASKED: (S.QUIESCING, (A.SEND_QUIESCE,)),
         E.RESUME_ASKED: (S.RESUMING, (A.SEND_RESUME, A.ARM_ANSWER)),
         E.DRAIN_ASKED: _DRAIN,
         E.LEAVE_ASKED: _DRAIN_NOW,
@@ -197,6 +207,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.QUIESCED: {
         E.QUIESCE_ASKED: (S.QUIESCED, ()),
+        E.LANE_ASKED: (S.QUIESCED, (A.SEND_QUIESCE,)),  # it answers again, which changes nothing
         E.RESUME_ASKED: (S.RESUMING, (A.SEND_RESUME, A.ARM_ANSWER)),
         E.DRAIN_ASKED: _DRAIN,
         E.LEAVE_ASKED: _DRAIN_NOW,
@@ -225,6 +236,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.DRAIN_ASKED: (S.DRAINING, ()),
         E.LEAVE_ASKED: _DRAIN_NOW,  # the second Ctrl-C; a generation too many
         E.QUIESCE_ASKED: (S.DRAINING, ()),
+        E.LANE_ASKED: (S.DRAINING, (A.SEND_DRAIN_REST,)),
         E.SAID_FAILED: _FAILED,
         E.CHANNEL_LOST: (S.DRAINING, ()),  # it goes on by itself
         E.DEADLINE: (S.TERMINATED, (A.SIGTERM, A.ARM_EXIT)),
@@ -256,6 +268,8 @@ SERVING = frozenset((S.ADMITTED, S.ACCEPTING, S.QUIESCING, S.QUIESCED, S.RESUMIN
 COMING = frozenset((S.SPAWNED, S.LOADING, S.READY, S.PROBING, S.PROVEN))
 #: States from which there is no way back.
 GOING = frozenset((S.DRAINING, S.LEAVING, S.TERMINATED, S.KILLED, S.REAPED))
+#: States in which it may be handing over what it has.
+MOVING = frozenset((S.QUIESCING, S.QUIESCED, S.DRAINING))
 #: States in which it may take new connections.
 MAY_ACCEPT = frozenset((S.ADMITTED, S.ACCEPTING, S.QUIESCING, S.RESUMING))
 

@@ -42,6 +42,9 @@ class WorkerRecord(msgspec.Struct, omit_defaults=True):
     failure: str = ""
     detail: str = ""
     cut: int = 0
+    lane_version: int = 0  # newest record of a connection that it reads; 0: it knows no lanes
+    lanes: list[str] = []  # keys of those that it was given to read
+    target: str = ""  # key of the one that it was told to hand over to
 
 
 class GenerationRecord(msgspec.Struct, omit_defaults=True):
@@ -54,6 +57,9 @@ class GenerationRecord(msgspec.Struct, omit_defaults=True):
     backoff: tuple[int, float, bool] = (0, 0.0, False)
     dead: dict[str, int] = {}  # counters of those that are gone, by name of the field
     cut: int = 0
+    lane: str = ""  # its key
+    lane_ended: bool = False
+    lost: int = 0  # connections that went with workers of it that died
 
 
 class RunRecord(msgspec.Struct, omit_defaults=True):
@@ -83,6 +89,8 @@ class RunRecord(msgspec.Struct, omit_defaults=True):
     baseline: tuple[int, int] = (0, 0)
     old_sample: tuple[int, int] = (0, 0)
     requests: list[str] = []  # ids of the commands that wait for it
+    moved_before: int = 0  # connections that the old set had handed over, and lost, before it was hushed
+    lost_before: int = 0
 
 
 class AnswerRecord(msgspec.Struct, omit_defaults=True):

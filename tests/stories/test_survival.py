@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LINE = 1024
 FEW = 110  # descriptors that a process may have; the keeper stores 46 of them
 KEPT_PER_WORKER = 3
+KEPT_PER_GENERATION = 2
 # Some think time: the cores are for the supervisor that starts, too.
 MIX = (
     busy(2, think_s=0.002),
@@ -139,13 +140,13 @@ def test_more_than_can_survive_is_refused_with_the_number(tmp_path: Path, notes:
         assert instance.wait_status(lambda status: status["crash_safe"])
         pids = instance.worker_pids()
         refused = instance("scale", "20")
-        limit = assert_refused(refused, more=18)
+        limit = assert_refused(refused, 18 * KEPT_PER_WORKER)
         assert instance.worker_pids() == pids and instance.status()["wanted_workers"] == 2
         instance.ok("scale", "8")
         instance.settled(8)
         pids = instance.worker_pids()
         refused = instance("upgrade", "--release", str(releases[1].path))
-        assert_refused(refused, more=8)
+        assert_refused(refused, 8 * KEPT_PER_WORKER + KEPT_PER_GENERATION)
         assert_serves(instance, releases[0], 8)
         assert instance.worker_pids() == pids
         assert instance.status()["crash_safe"]
@@ -163,12 +164,12 @@ def test_more_than_can_survive_is_refused_with_the_number(tmp_path: Path, notes:
         assert instance("scale", "21").code == 2, "it was the exact number"
 
 
-def assert_refused(refused: Outcome, more: int) -> int:
+def assert_refused(refused: Outcome, places: int) -> int:
     """It says what is needed, what is there, and what would do; returns that."""
     found = re.search(r"would need (\d+) places .*, and (\d+) are free", refused.text)
     assert refused.code == 2 and found is not None, refused
     needed, free = map(int, found.groups())
-    assert needed == more * KEPT_PER_WORKER and free < needed
+    assert needed == places and free < needed
     limit = FEW - free + needed
     assert f"ulimit -n`) to {limit} or more" in refused.text, refused
     return limit

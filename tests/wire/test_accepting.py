@@ -63,7 +63,7 @@ def test_closed_connection_leaves_no_ghost() -> None:
         sock.sendall(GET)
         read_reply(sock)
         held = os.dup(served.do(served.daemon.descriptors)[3])  # somebody else has the description
-        served.do(lambda: next(iter(served.daemon._connections)).cut())
+        served.do(lambda: next(iter(served.daemon.roster.all)).cut())
         sock.sendall(b"x")
         assert served.do(lambda: served.loop._epoll.poll(0)) == []
         os.close(held)

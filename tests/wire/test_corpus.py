@@ -615,7 +615,7 @@ def test_empty_lines_are_skipped_at_once() -> None:
             return Counting(bytes.__getitem__(self, key))
 
     with bench(APP) as one:
-        connection: Any = next(iter(one.daemon._connections))
+        connection: Any = next(iter(one.daemon.roster.all))
         assert connection._skip_empty_lines(Counting(b"\r\n" * 1000 + b"GET")) == b"GET"
     assert len(cuts) < 10
 

@@ -427,7 +427,7 @@ def test_inline_close_is_before_drained() -> None:
             return super().__call__(environ, start_response)
 
     with bench(WsgiApp(App())) as made:
-        (connection,) = made.daemon._connections
+        (connection,) = made.daemon.roster.all
         made.send(GET)
         made.loop.turn()
         assert order == ["drained, closed: True"]

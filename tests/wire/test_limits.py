@@ -130,7 +130,7 @@ def test_too_many_connections_of_one_address() -> None:
         first.close()
         served.until(lambda: served.daemon.open == 0)
         assert served.ask(GET).status == 200
-        assert served.do(lambda: len(served.daemon._by_ip)) <= 1
+        assert served.do(lambda: len(served.daemon.roster._by_ip)) <= 1
 
 
 def test_a_connection_that_was_given_is_not_limited() -> None:

@@ -29,6 +29,7 @@ class State(Enum):
 
 class Event(Enum):
     BYTES = "bytes of a head that is not complete"
+    BLANK = "what had begun was an empty line, and no head"
     REQUEST = "a request without a body"
     REQUEST_BODY = "a head whose body is to be collected"
     REQUEST_STREAM = "a head whose body the application reads itself"
@@ -42,6 +43,8 @@ class Event(Enum):
     DEADLINE = "the time for this state is over"
     END = "the drain's time is over: finish politely"
     LOST = "reset by the client, or cut by us"
+    HANDED_OVER = "another process has it: it lies in a lane"
+    CAME_IDLE = "it came by a lane, from a process that has answered on it"
 
     __hash__ = object.__hash__
 
@@ -54,6 +57,7 @@ class Action(Enum):
     SAY_503 = "answer Service Unavailable, unless an answer has begun"
     FIN = "SHUT_WR, then read away"
     CLOSE = "close the socket"
+    RELEASE = "close our copy of the socket, which lives on elsewhere: no shutdown, no reset"
 
 
 Step = tuple[State, tuple[Action, ...]]
@@ -67,13 +71,25 @@ _NEXT_REQUEST: dict[Event, Step] = {
     E.REFUSED: (S.FLUSHING, (A.SAY,)),
     E.PEER_DONE: (S.CLOSED, (A.CLOSE,)),
     E.LOST: (S.CLOSED, (A.CLOSE,)),
+    # Between two requests all there is to a connection is its socket and the bytes of the next head.
+    E.HANDED_OVER: (S.CLOSED, (A.RELEASE,)),
 }
 
 TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     # Nobody has said anything, so there is nothing to answer: silence.
-    S.FRESH: {**_NEXT_REQUEST, E.DEADLINE: (S.CLOSED, (A.CLOSE,)), E.END: (S.LINGERING, (A.FIN,))},
+    S.FRESH: {
+        **_NEXT_REQUEST,
+        E.CAME_IDLE: (S.IDLE, ()),
+        E.DEADLINE: (S.CLOSED, (A.CLOSE,)),
+        E.END: (S.LINGERING, (A.FIN,)),
+    },
     S.IDLE: {**_NEXT_REQUEST, E.DEADLINE: (S.CLOSED, (A.CLOSE,)), E.END: (S.LINGERING, (A.FIN,))},
-    S.HEAD: {**_NEXT_REQUEST, E.DEADLINE: (S.FLUSHING, (A.SAY_408,)), E.END: (S.FLUSHING, (A.SAY_503,))},
+    S.HEAD: {
+        **_NEXT_REQUEST,
+        E.BLANK: (S.IDLE, ()),  # CR, then LF: nothing has begun, and nobody is owed a 408
+        E.DEADLINE: (S.FLUSHING, (A.SAY_408,)),
+        E.END: (S.FLUSHING, (A.SAY_503,)),
+    },
     S.BODY: {
         E.BODY_DONE: (S.WORKING, (A.CALL,)),
         E.REFUSED: (S.FLUSHING, (A.SAY,)),

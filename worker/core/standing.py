@@ -24,7 +24,8 @@ class State(Enum):
 
 Event = Enum("Event", "LOADED ACCEPT QUIESCE RESUME DRAIN EMPTY SHUTDOWN ORPHANED")
 Action = Enum(
-    "Action", "ACCEPT QUIESCE DRAIN SAY_READY SAY_ACCEPTING SAY_QUIESCED SAY_RESUMED SAY_DRAINED LEAVE"
+    "Action",
+    "ACCEPT QUIESCE HAND_OVER KEEP DRAIN SAY_READY SAY_ACCEPTING SAY_QUIESCED SAY_RESUMED SAY_DRAINED LEAVE",
 )
 Step = tuple[State, tuple[Action, ...]]
 S, E, A = State, Event, Action
@@ -32,9 +33,11 @@ S, E, A = State, Event, Action
 _LEAVE: Step = (S.LEAVING, (A.LEAVE,))
 _ACCEPT: Step = (S.ACCEPTING, (A.ACCEPT, A.SAY_ACCEPTING))
 _RESUME: Step = (S.ACCEPTING, (A.ACCEPT, A.SAY_RESUMED))
-_QUIESCE: Step = (S.QUIESCED, (A.QUIESCE, A.SAY_QUIESCED))
-_DRAIN: Step = (S.DRAINING, (A.DRAIN,))
-_FAREWELL: Step = (S.FAREWELL, (A.DRAIN,))
+# A quiesce and a drain each name the lane to hand over to from now on, or none; that is always obeyed and answered.
+_QUIESCE: Step = (S.QUIESCED, (A.QUIESCE, A.SAY_QUIESCED, A.HAND_OVER))
+_DRAIN: Step = (S.DRAINING, (A.HAND_OVER, A.DRAIN))
+# Nobody keeps the lane any more: what is sent into it now may be read by nobody.
+_FAREWELL: Step = (S.FAREWELL, (A.KEEP, A.DRAIN))
 
 TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     S.STARTING: {
@@ -63,7 +66,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.QUIESCED: {
         E.ACCEPT: _ACCEPT,
-        E.QUIESCE: (S.QUIESCED, (A.SAY_QUIESCED,)),
+        E.QUIESCE: (S.QUIESCED, (A.SAY_QUIESCED, A.HAND_OVER)),
         E.RESUME: _RESUME,
         E.DRAIN: _DRAIN,
         E.EMPTY: (S.QUIESCED, ()),
@@ -72,18 +75,18 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.DRAINING: {
         E.ACCEPT: _ACCEPT,
-        E.QUIESCE: (S.DRAINING, (A.SAY_QUIESCED,)),
+        E.QUIESCE: (S.DRAINING, (A.SAY_QUIESCED, A.HAND_OVER)),
         E.RESUME: _RESUME,  # a rollback: what has not been told to close lives on
         E.DRAIN: _DRAIN,  # a new deadline
         E.EMPTY: (S.DRAINED, (A.SAY_DRAINED,)),
         E.SHUTDOWN: _LEAVE,
-        E.ORPHANED: (S.FAREWELL, ()),  # the deadline that it has stays
+        E.ORPHANED: (S.FAREWELL, (A.KEEP,)),  # the deadline that it has stays
     },
     S.DRAINED: {
         E.ACCEPT: _ACCEPT,
-        E.QUIESCE: (S.DRAINED, (A.SAY_QUIESCED,)),
+        E.QUIESCE: (S.DRAINED, (A.SAY_QUIESCED, A.HAND_OVER)),
         E.RESUME: _RESUME,
-        E.DRAIN: (S.DRAINED, (A.SAY_DRAINED,)),
+        E.DRAIN: (S.DRAINED, (A.HAND_OVER, A.SAY_DRAINED)),
         E.EMPTY: (S.DRAINED, ()),
         E.SHUTDOWN: _LEAVE,
         E.ORPHANED: _LEAVE,
@@ -91,9 +94,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     S.FAREWELL: {
         # After SIGTERM the supervisor may still speak; it can hurry this worker, not keep it.
         E.ACCEPT: (S.FAREWELL, ()),
-        E.QUIESCE: (S.FAREWELL, (A.SAY_QUIESCED,)),
+        E.QUIESCE: (S.FAREWELL, (A.SAY_QUIESCED, A.KEEP)),
         E.RESUME: (S.FAREWELL, ()),
-        E.DRAIN: (S.FAREWELL, (A.DRAIN,)),
+        E.DRAIN: (S.FAREWELL, (A.KEEP, A.DRAIN)),
         E.EMPTY: (S.LEAVING, (A.SAY_DRAINED, A.LEAVE)),
         E.SHUTDOWN: _LEAVE,
         E.ORPHANED: (S.FAREWELL, ()),

@@ -46,9 +46,9 @@ class Ending(Timed):
         self.state = FRESH
         self.exchange = None
         self.busy = False  # counted as such
-        self._since = (
-            0.0  # when the body began, later by the time in which we did not read it; or when we sent our FIN
-        )
+        # When the body began, later by the time in which we did not read it; or when we sent our FIN; or, while there
+        # is a part of a head, the deadline that is in force again if it was only an empty line.
+        self._since = 0.0
         self._received = 0  # bytes that are not in the counters yet
         self._reported = 0  # of `sent`, in the counters
 
@@ -91,6 +91,8 @@ class Ending(Timed):
                 self._fin()
             elif action is Action.CLOSE:
                 self._close()
+            elif action is Action.RELEASE:
+                self._release()
             elif action is Action.SAY:
                 assert rejected is not None
                 self._say(rejected, taken)
@@ -136,6 +138,10 @@ class Ending(Timed):
             self._drop_body()
         self.release()
         self.daemon.forget(self)
+
+    def _release(self) -> None:
+        """Close our copy of the socket; it is another process's now."""
+        raise NotImplementedError
 
     def cut(self) -> None:
         """At once, whatever it was doing."""

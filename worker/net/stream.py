@@ -1,8 +1,7 @@
 """One connection's shell: what is read goes to the core, what the core wants is done.
 
-Loop's thread: everything but ``send``, ``send_file``, ``complete``, ``abort`` and ``wait_below``, which an
-exchange calls from wherever its application runs.  ``state`` changes under ``lock`` where a thread of the pool
-may be changing it too, that is from WORKING on until the answer.
+The loop's thread only.  ``state`` changes under ``lock`` where a thread of the pool may be changing it too, that is
+from WORKING on until the answer.
 """
 
 import socket
@@ -18,6 +17,7 @@ from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.loops.base import ERROR, HANGUP, READ, WRITE
 from quiesce.worker.net import counters as figures
+from quiesce.worker.net.answering import Answering
 from quiesce.worker.net.body_store import BodyStore
 from quiesce.worker.net.ending import (
     BODY,
@@ -30,7 +30,6 @@ from quiesce.worker.net.ending import (
     SKIPPING,
     STREAMING,
     WORKING,
-    Ending,
 )
 from quiesce.worker.net.exchange import Exchange
 
@@ -45,13 +44,12 @@ _AGAIN = (BlockingIOError, InterruptedError)
 _WITH_BODY = (BODY, STREAMING, SKIPPING)
 
 
-class Connection(Ending):
+class Connection(Answering):
     """One client.  Owns its socket from construction to its close."""
 
     # fmt: off
     __slots__ = (
-        "_continue", "_decoder", "_eof", "_events", "_input", "_judged", "_parsing", "_read", "_rested", "_store",
-        "_unread", "local", "peer", "scheme",
+        "_continue", "_decoder", "_judged", "_read", "_rested", "_store", "_unread", "local", "peer", "scheme",
     )
     # fmt: on
 
@@ -64,23 +62,24 @@ class Connection(Ending):
         scheme: str,
         probe: bool,
     ) -> None:
-        Ending.__init__(self, daemon, sock, probe)
+        Answering.__init__(self, daemon, sock, probe)
         self.peer = peer
         self.local = local
         self.scheme = scheme
+        self.listener = ""  # by which it came
+        self.served = 0  # requests, in whichever process
         self._input = b""  # read and not yet parsed
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._store: BodyStore | None = None
         self._continue = False  # the client waits for 100 before it sends its body
         self._eof = False
+        self._leaves = False  # it is on its way into a lane
         self._parsing = False  # _process is at work: it goes on by itself after an answer
         self._read = 0  # bytes of the body
         self._judged = 0  # bytes of a head that is not complete
         self._rested = 0.0  # when we last ceased to read
         self._unread = 0  # bytes that were thrown away
         self._events = READ
-        daemon.loop.watch(self.fd, self.ready, READ)
-        self.arm(daemon.limits.header_timeout)
 
     # -- readiness ------------------------------------------------------------------------
 
@@ -224,6 +223,7 @@ class Connection(Ending):
                 daemon.counters.request(self._received, not self.busy)
                 self._received = 0
                 self.busy = True
+            self.served += 1
             if request.length == 0:
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
@@ -237,18 +237,28 @@ class Connection(Ending):
                 self._parsing = False
                 break
             with self.lock:
-                if self.state is not IDLE or not self._input:
+                if (
+                    self.state is not IDLE
+                    or not self._input
+                    or (daemon.moving is not None and self._held is None and self.is_between())
+                ):
                     self._parsing = False
                     break
                 data, self._input = self._input, b""
-        if self._eof and self.state is IDLE:
-            self.event(Event.PEER_DONE)
+        if self.state is IDLE:
+            if daemon.moving is not None:
+                self._resume()
+            elif self._eof:
+                self.event(Event.PEER_DONE)
 
     def _another_follows(self) -> bool:
         """Is the next request there, so that its answer can take this one along?  16 small answers in one send cost
         a fifth.  Only where the application answers in this thread: another one may take its time.
         """
-        return self.daemon.is_inline and self._input[0] > 13 and self._input.find(b"\r\n\r\n") > 0
+        daemon = self.daemon
+        if not daemon.is_inline or daemon.moving is not None:
+            return False
+        return self._input[0] > 13 and self._input.find(b"\r\n\r\n") > 0
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """RFC 9112 §2.2: empty lines in front of a request line are ignored."""
@@ -261,8 +271,13 @@ class Connection(Ending):
     def _part(self, data: bytes) -> None:
         """A head that is not complete."""
         self._input = data
-        if not data:
-            return  # empty lines are no request
+        if not data:  # empty lines are no request
+            if self.state is HEAD:
+                self.event(Event.BLANK)
+                self._set_busy(False)
+                # It goes on where it was: by empty lines nobody lives longer.
+                self.arm(max(self._since - monotonic(), 0.001))
+            return
         try:
             self._judged = self.daemon.parser.check_part(data, self._judged if self.state is HEAD else 0)
         except Rejected as rejected:
@@ -271,6 +286,7 @@ class Connection(Ending):
         if self.state is not HEAD:
             self.event(Event.BYTES)
             self._set_busy(True)
+            self._since = self._deadline
             self.arm(self.daemon.limits.header_timeout)
         self.update_interest()
 
@@ -398,6 +414,11 @@ class Connection(Ending):
 
     def _resume(self) -> None:
         """Go on after an answer that was given while input waited, or may have been."""
+        moving = self.daemon.moving
+        if moving is not None and self.can_move():
+            self.update_interest()
+            moving.fell_idle(self)  # with what it has read
+            return
         with self.lock:
             if self.state is not IDLE or not self._input:
                 done = self.state is IDLE and self._eof
@@ -411,132 +432,7 @@ class Connection(Ending):
         if not self.closed:
             self.update_interest()
 
-    # -- answers: any thread that has the exchange --------------------------------------------
-
-    def send(self, exchange: Exchange, data: bytes, more: bytes = b"") -> None:
-        self._loud(self.push(exchange, data, more))
-
-    def send_file(self, exchange: Exchange, fd: int, offset: int, count: int) -> None:
-        self._loud(self.push_file(exchange, fd, offset, count))
-
-    def _loud(self, heard: bool) -> None:
-        """Let the loop hear of what is queued."""
-        if not heard:
-            if self.daemon.in_loop():
-                self._queued()
-            else:
-                self.daemon.loop.call_soon_threadsafe(self._queued)
-
-    def _queued(self) -> None:
-        if self._queue and not self.closed:
-            self.update_interest()
-            self.arm(self.daemon.limits.send_timeout)
-
-    def complete(
-        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
-    ) -> None:
-        """The response is complete: these are its last bytes.  ``now``: if somebody knows it already.
-
-        Sent and taken note of under one lock: a client that is quick with its next request must find the
-        connection idle, or the loop would have to be woken for it.
-        """
-        daemon = self.daemon
-        quiet = False
-        with self.lock:
-            if self.exchange is not exchange:
-                return
-            goes_on = keep and self._parsing and self._input and exchange.body_complete
-            if data and not (goes_on and self._another_follows() and self._hold(data)):
-                self._push(data, more)
-            sent = self.sent - self._reported
-            self._reported = self.sent
-            self.exchange = None
-            # Counted before the state says so: the loop sees IDLE without the lock, and counts the next request.
-            if keep and exchange.body_complete and not self._queue and not self.broken:
-                if not self.probe:
-                    daemon.counters.response(exchange.status, sent, -self.busy)
-                timeout = daemon.limits.idle_timeout
-                self._deadline = (now or monotonic()) + timeout if timeout else inf
-                self.busy = False
-                quiet = not self._eof and (self._parsing or not self._input)
-                self.state = IDLE
-            else:
-                if not self.probe:
-                    daemon.counters.response(exchange.status, sent, 0)
-                self.state = FLUSHING if not keep else SENDING if exchange.body_complete else SKIPPING
-        # From here on the loop may have begun with the next request.
-        if daemon.access_log is not None and not self.probe:
-            daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
-        if quiet:
-            return
-        if not daemon.in_loop():
-            daemon.loop.call_soon_threadsafe(self._settle)
-        elif self.state is not IDLE:
-            self._settle()
-        elif not self._parsing:
-            daemon.loop.call_soon_threadsafe(self._settle)
-
-    def abort(self, exchange: Exchange) -> None:
-        """Cut, so that the client sees that the response is not whole."""
-
-        def cut() -> None:
-            if self.exchange is exchange and not self.closed:
-                if not self.probe:
-                    self.daemon.counters.count(figures.ERRORS)
-                self._reset_on_close()
-                self.event(Event.LOST)
-
-        if self.daemon.in_loop():
-            cut()
-        else:
-            self.daemon.loop.call_soon_threadsafe(cut)
-
-    # -- after the answer -----------------------------------------------------------------------
-
-    def _writable(self) -> None:
-        progress = self.flush()
-        exchange = self.exchange
-        if self._queue:
-            if progress:
-                self.arm(self.daemon.limits.send_timeout)
-        else:
-            self._deadline = inf if self._decoder is None else self._deadline
-        self._report_traffic()
-        if exchange is not None and self.queued <= self.daemon.limits.low_water:
-            callback = exchange.on_writable
-            if callback is not None:
-                callback()
-        if not self.closed:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Do what an answer leaves to do.  Harmless when there is nothing."""
-        if self.closed:
-            return
-        if self.broken:
-            self.event(Event.LOST)
-            return
-        state = self.state
-        if self._queue:
-            self.update_interest()
-            self.arm(self.daemon.limits.send_timeout)
-            return
-        if state is FLUSHING:
-            self.event(Event.SENT)
-            return
-        if state is SENDING:
-            self._sent_all()
-        if self.state is SKIPPING:
-            self.arm(self.daemon.limits.body_timeout)
-        if self.state is IDLE and not self._parsing:
-            self._resume()
-        else:
-            self.update_interest()
-
-    def _sent_all(self) -> None:
-        self.state = IDLE  # the table's SENT
-        self.arm(self.daemon.limits.idle_timeout)
-        self._set_busy(False)
+    # -- the end -----------------------------------------------------------------------------------
 
     def late(self) -> None:
         state = self.state

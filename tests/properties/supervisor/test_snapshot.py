@@ -31,6 +31,9 @@ WORKERS = st.builds(
     deadline=st.none() | st.floats(0, 1e9),
     failure=st.text(max_size=40),
     on_trial=st.booleans(),
+    lane_version=st.integers(0, 2),
+    lanes=st.lists(st.text("0123456789abcdef", min_size=16, max_size=16), max_size=2),
+    target=st.sampled_from(["", "0123456789abcdef"]),
 )
 GENERATIONS = st.builds(
     GenerationRecord,
@@ -38,6 +41,9 @@ GENERATIONS = st.builds(
     settings=st.just(0),
     born=st.floats(0, 1e9),
     workers=st.lists(WORKERS, max_size=3),
+    lane=st.sampled_from(["", "0123456789abcdef"]),
+    lane_ended=st.booleans(),
+    lost=st.integers(0, 9),
     dead=st.dictionaries(st.sampled_from(["REQUESTS", "BYTES_IN"]), st.integers(0, 1 << 62)),
 )
 SNAPSHOTS = st.builds(
@@ -95,6 +101,8 @@ def test_the_state_that_0_1_0_wrote() -> None:
     )
     snapshot = decode(stored)
     worker = snapshot.generations[0].workers[0]
+    assert (worker.lane_version, worker.lanes, worker.target) == (0, [], ""), "it knew no lanes"
+    assert snapshot.generations[0].lane == ""
     assert (worker.key, worker.accepting_since, worker.on_trial) == ("00112233445566ff", 11.5, False)
     assert snapshot.runs[0] == RunRecord(
         uid="aa", command="upgrade", new=0, old=None, state="baking", settings=0, wanted=1, bake_s=10.0,

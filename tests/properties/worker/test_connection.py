@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from quiesce.shared.errors import IllegalTransition
 from quiesce.worker.core.connection import TRANSITIONS, Action, Event, State, step
+from quiesce.worker.core.lane_record import STATES
 
 WAITING = {State.FRESH, State.IDLE, State.HEAD}
 events_ = st.lists(st.sampled_from(Event), max_size=60)
@@ -27,10 +28,11 @@ def _walk(events: list[Event]) -> list[tuple[State, Event, State, tuple[Action, 
 @given(events_)
 def test_closed_exactly_once_and_nothing_follows(events: list[Event]) -> None:
     steps = _walk(events)
-    closes = [i for i, (*_, actions) in enumerate(steps) if Action.CLOSE in actions]
+    ends = {Action.CLOSE, Action.RELEASE}
+    closes = [i for i, (*_, actions) in enumerate(steps) if ends & set(actions)]
     assert len(closes) <= 1
     for i, (*_, new, actions) in enumerate(steps):
-        assert (new is State.CLOSED) == (Action.CLOSE in actions)
+        assert (new is State.CLOSED) == (len(ends & set(actions)) == 1)
         assert new is not State.CLOSED or i == len(steps) - 1
 
 
@@ -47,6 +49,35 @@ def test_no_close_without_fin_unless_the_client_has_gone_or_has_nothing(events: 
                     and old in {*WAITING, State.WORKING, State.SENDING, State.FLUSHING}
                 )
             )
+
+
+@given(events_)
+def test_what_is_handed_over_owes_nobody_an_answer_and_says_nothing(events: list[Event]) -> None:
+    """Somebody else goes on with the socket: not a byte, no FIN, no reset, and nothing half done is left behind."""
+    unanswered = 0
+    for old, event, new, actions in _walk(events):
+        unanswered += event in (Event.REQUEST, Event.REQUEST_BODY, Event.REQUEST_STREAM)
+        if event in (Event.ANSWERED, Event.ANSWERED_QUEUED, Event.ANSWERED_LAST):
+            unanswered = 0
+        if Action.RELEASE in actions:
+            assert (old in WAITING, event, new) == (True, Event.HANDED_OVER, State.CLOSED)
+            assert actions == (Action.RELEASE,)
+            assert not unanswered
+        assert Action.RELEASE in actions or event is not Event.HANDED_OVER
+
+
+def test_it_can_leave_exactly_where_it_can_come_back_to() -> None:
+    """A record names the state: each of them is one in which a connection can begin, and no other."""
+    leaves = {state for state, row in TRANSITIONS.items() if Event.HANDED_OVER in row}
+    assert leaves == WAITING == {State(name) for name in STATES}
+    begins = {State.FRESH, step(State.FRESH, Event.CAME_IDLE)[0], step(State.FRESH, Event.BYTES)[0]}
+    assert begins == leaves
+
+
+def test_an_empty_line_in_two_parts_is_no_request() -> None:
+    state, actions = step(step(State.IDLE, Event.BYTES)[0], Event.BLANK)
+    assert (state, actions) == (State.IDLE, ())
+    assert step(state, Event.DEADLINE) == (State.CLOSED, (Action.CLOSE,)), "silently, and with no 408"
 
 
 @given(events_)

@@ -278,9 +278,6 @@ TOML_ERRORS = [
         '[[listen]]\naddress = "fd://quiesce.lock"',
         '"listen.address" has "fd://quiesce.lock", a name of quiesce\'s own; choose another',
     ),
-    ("[worker]\nmax_requests = 1000", '"worker.max_requests" comes with a later version'),
-    ('[worker]\nmax_age = "1h"', '"worker.max_age" comes with a later version'),
-    ('[worker]\nmax_rss = "1GiB"', '"worker.max_rss" comes with a later version'),
 ]
 
 

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from quiesce.supervisor import fdnames
 
-KINDS = (fdnames.channel, fdnames.pidfd, fdnames.output, fdnames.listener)
+KINDS = (
+    fdnames.channel,
+    fdnames.pidfd,
+    fdnames.output,
+    fdnames.listener,
+    fdnames.lane_read,
+    fdnames.lane_write,
+)
 FIXED = (
     fdnames.STATE,
     fdnames.LOCK,

@@ -93,6 +93,42 @@ fixed one
     )
 
 
+def test_what_moved_has_a_column_where_anything_did() -> None:
+    workers = [
+        {
+            **worker,
+            "handed_out": 12_345 * number,
+            "taken_in": 12_345,
+            "connections": {"open": 40_000, "idle": 39_000, "busy": 9},
+        }
+        for number, worker in enumerate(STATUS["workers"])
+    ]
+    releases = [{**STATUS["releases"][0], "lane": 7}, {**STATUS["releases"][1], "lane": 0}]
+    text = render.status({**STATUS, "workers": workers, "releases": releases}, NOW)
+    lines = text.splitlines()
+    assert "  moving      7 to r41" in lines
+    assert max(map(len, lines)) <= 80, text
+    head = next(line for line in lines if line.lstrip().startswith("WORKER"))
+    assert head.split() == ["WORKER", "PID", "STATE", "OPEN", "IDLE", "BUSY", "OUT", "IN", "REQUESTS", "AGE"]
+    last = next(line for line in lines if line.startswith("  r42/2")).split()
+    assert last[3:9] == ["40k", "39k", "9", "37k", "12k", "1.2M"]
+
+
+def test_a_drain_that_is_over_says_so_and_a_long_first_line_is_not_cut() -> None:
+    quiet = [
+        {**worker, "state": "quiesced", "connections": {"open": 3, "idle": 3, "busy": 0}}
+        for worker in STATUS["workers"]
+    ]
+    doc = {**STATUS, "unready": True, "held": True, "workers": quiet}
+    first, second = render.status(doc, NOW).splitlines()[:2]
+    assert f"{first} {second}" == (
+        "shop: r42 serves, NOT ACCEPTING, drained for a load balancer (0 of 2 workers accept)"
+    )
+    busy = [{**quiet[0], "connections": {"open": 3, "idle": 2, "busy": 1}}, *quiet[1:]]
+    assert "draining for" in render.status({**doc, "workers": busy}, NOW)
+    assert "draining for" in render.status({**doc, "held": False}, NOW)
+
+
 def test_what_keeps_an_instance_alive_is_shown_and_being_safe_takes_no_line() -> None:
     safe = {**STATUS, "crash_safe": True, "crash_safe_reason": "", "keeper": 810, "log": "/var/log/shop.log"}
     lines = render.status(safe, NOW).splitlines()

@@ -16,14 +16,17 @@ from quiesce.shared import messages as msg
 from quiesce.shared.channel import Channel, make_pair
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
-from quiesce.supervisor import worker_link
+from quiesce.supervisor import worker_lanes, worker_link
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.config import Listen
+from quiesce.supervisor.core import lanes
 from quiesce.supervisor.core.lifecycle import Event, State
 from quiesce.supervisor.health import health_rule
+from quiesce.supervisor.lanes import Lanes, Named
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
-from quiesce.supervisor.worker_link import Parts, Terms, Worker
+from quiesce.supervisor.worker_link import Worker
+from quiesce.supervisor.worker_parts import Parts, Terms
 
 
 class Store:
@@ -62,6 +65,11 @@ class Stage:
         self.listeners = Listeners()
         self.listeners.open((Listen("http", "127.0.0.1:0"), Listen("admin", "127.0.0.1:0")), [])
         self.scoreboard = Scoreboard.create()
+        self.store = Store()
+        self.lanes = Lanes(self.store, self.log)
+        self.lane = self.lanes.make("r1")
+        assert self.lane is not None
+        self.readers = (2, 2)  # the newest record that each of those who read the lane reads
         self.capture = Capture()
         ours, theirs = make_pair()
         self.theirs = theirs
@@ -69,7 +77,6 @@ class Stage:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"], stdin=subprocess.PIPE
         )
-        self.store = Store()
         self.saved: list[str] = []
         parts = Parts(
             "0" * 16,
@@ -81,7 +88,7 @@ class Stage:
         configure = msg.Configure("shop", "r1", "", "r1/1", "shop", "auto", "/", 1, start_timeout_s, 1.0)
         terms = Terms(configure, health_rule("/healthz", "h", {}, 1, ()), 5.0)
         self.terms = terms
-        self.worker = Worker(self, parts, 3, 1, terms)
+        self.worker = Worker(self, parts, 3, 1, terms, self.lane.key)
         self.seen: list[State] = []
         self.worker.watcher = lambda worker, old, new: self.seen.append(new)
         self.channel = Channel(theirs)
@@ -89,6 +96,12 @@ class Stage:
     def save(self) -> None:
         """As the crew does: written down before it is done."""
         self.saved.append(self.worker.state.value if hasattr(self, "worker") else "")
+
+    def named(self, key: str, writer: str) -> Named | None:
+        """As the crew says it: a lane, if somebody reads it."""
+        assert writer == "r1/1"
+        lane, terms = self.lanes.get(key), lanes.terms(self.readers)
+        return Named(lane, terms) if lane is not None and terms is not None else None
 
     def save_soon(self) -> None:
         """For what is no order."""
@@ -138,6 +151,7 @@ class Stage:
         self.process.returncode = 0  # reaped by the worker's own pidfd
         self.channel.close()
         self.listeners.close()
+        self.lanes.close()
         self.scoreboard.close()
         self.loop.close()
         os.close(self.out)
@@ -318,7 +332,10 @@ def test_probe_speaks_http_over_a_socket_that_is_passed(stage: Stage) -> None:
 def test_configure_waits_until_the_descriptor_store_has_it(stage: Stage) -> None:
     stage.store.waits = True
     stage.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
-    assert stage.store.names == [f"quiesce.{kind}.{'0' * 16}" for kind in "wpo"]
+    assert stage.store.names == [
+        *(f"quiesce.{kind}.{stage.lane.key}" for kind in "rs"),
+        *(f"quiesce.{kind}.{'0' * 16}" for kind in "wpo"),
+    ]
     assert stage.heard() == [], "nobody could adopt it yet"
     stage.store.answer()
     assert stage.heard() == ["listen", "scoreboard", "configure"]
@@ -339,7 +356,151 @@ def test_a_dead_worker_leaves_nothing_in_the_store(stage: Stage) -> None:
     stage.up()
     stage.end_process()
     stage.until(lambda: stage.worker.state is State.REAPED)
-    assert stage.store.names == []
+    assert len(stage.store.names) == 2, "its generation's lane"
+
+
+# -- lanes -------------------------------------------------------------------------------------
+
+
+def hello(lane_version: int = msg.LANE_VERSION) -> msg.Hello:
+    return msg.Hello(1, 1, "0", "3", 1, lane_version=lane_version)
+
+
+def connection(stage: Stage, writing: int, reading: int) -> None:
+    """These two are the ends of its lane: what goes into one comes out of the other."""
+    with socket.socket(fileno=writing) as into, socket.socket(fileno=reading) as out:
+        into.send(b"a connection")
+        assert out.recv(99, socket.MSG_DONTWAIT) == b"a connection"
+
+
+def test_a_lane_to_read_comes_with_the_order_to_accept(stage: Stage) -> None:
+    stage.say(hello(), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    assert stage.heard() == ["listen", "scoreboard", "configure"], "it may not pass its probe"
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    incoming = stage.channel.receive()
+    assert incoming is not None and incoming.message == msg.UseLane([stage.lane.name])
+    connection(stage, os.dup(stage.lane.writing.fileno()), incoming.fds[0])
+    assert stage.heard() == ["accept"]
+
+
+def test_a_worker_that_knows_no_lanes_is_told_of_none(stage: Stage) -> None:
+    stage.say(hello(0), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    stage.heard()
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    stage.say(msg.Accepting(), State.ACCEPTING)
+    stage.worker.lanes.target = stage.lane.key
+    stage.worker.ask(Event.QUIESCE_ASKED)
+    assert stage.heard() == ["accept", "quiesce"]
+    stage.say(msg.Quiesced(), State.QUIESCED)
+    assert not stage.worker.moving
+
+
+def quiesced(stage: Stage) -> None:
+    """To where it hands over to its own lane."""
+    stage.say(hello(), State.LOADING)
+    stage.say(msg.Ready("wsgi"), State.READY)
+    stage.worker.ask(Event.ACCEPT_ASKED)
+    stage.say(msg.Accepting(), State.ACCEPTING)
+    stage.heard()
+    stage.worker.lanes.target = stage.lane.key
+    stage.worker.ask(Event.QUIESCE_ASKED)
+    stage.say(msg.Quiesced(7), State.QUIESCED)
+
+
+def test_quiesce_brings_both_ends_and_is_over_when_it_says_that_it_has_handed_over(stage: Stage) -> None:
+    stage.readers = (2, 1, 2)
+    quiesced(stage)
+    incoming = stage.channel.receive()
+    assert incoming is not None and incoming.message == msg.Quiesce(stage.lane.name, 1, 3)
+    connection(stage, *incoming.fds)
+    assert stage.worker.moving
+    seen = len(stage.seen)
+    stage.channel.send(msg.HandedOver(5, 2))
+    stage.until(lambda: not stage.worker.moving)
+    assert stage.seen[seen:] == [State.QUIESCED], "whoever waits looks again"
+    assert stage.worker.lanes.said == (5, 2)
+
+
+def test_a_lane_that_somebody_does_not_read_is_not_named(stage: Stage) -> None:
+    stage.readers = (2, 0)
+    quiesced(stage)
+    assert stage.heard() == ["quiesce"] and not stage.worker.moving
+
+
+def test_the_wait_for_what_it_moves_has_a_bound(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_lanes, "MOVING_S", 0.05)
+    quiesced(stage)
+    assert stage.worker.moving
+    stage.until(lambda: not stage.worker.moving)
+    assert "worker still hands over" in stage.text()
+
+
+def test_so_has_the_wait_for_one_that_was_quiesced_long_ago(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiesced(stage)
+    stage.channel.send(msg.HandedOver())
+    stage.until(lambda: not stage.worker.moving)
+    other = stage.lanes.make("r2")
+    assert other is not None
+    monkeypatch.setattr(worker_lanes, "MOVING_S", 0.05)
+    stage.worker.redirect(other.key)
+    assert stage.worker.moving
+    stage.until(lambda: not stage.worker.moving)  # it never answers
+
+
+def test_resumed_it_is_not_waited_for(stage: Stage) -> None:
+    quiesced(stage)
+    stage.worker.ask(Event.RESUME_ASKED)
+    assert not stage.worker.moving and not stage.worker.lanes.moving
+    stage.say(msg.Resumed(), State.ACCEPTING)
+
+
+def test_another_lane_is_told_at_once_and_saved_before(stage: Stage) -> None:
+    quiesced(stage)
+    stage.heard()
+    saved: list[list[str]] = []
+    stage.save = lambda: saved.append(stage.heard())  # type: ignore[method-assign]
+    stage.worker.redirect("")
+    assert saved == [[]] and stage.heard() == ["quiesce"] and stage.worker.state is State.QUIESCED
+    stage.worker.redirect("")
+    assert stage.heard() == [], "nothing new"
+    stage.save = lambda: None  # type: ignore[method-assign]
+    stage.worker.ask(Event.DRAIN_ASKED)
+    stage.heard()
+    stage.worker.redirect(stage.lane.key)
+    incoming = stage.channel.receive()
+    assert incoming is not None and isinstance(incoming.message, msg.Drain)
+    assert incoming.message.lane == stage.lane.name and 0 < incoming.message.timeout_s <= 5.0, "what is left"
+    for fd in incoming.fds:
+        os.close(fd)
+
+
+def test_who_was_told_to_end_at_once_gets_no_more_time_by_another_lane(stage: Stage) -> None:
+    quiesced(stage)
+    stage.worker.ask(Event.LEAVE_ASKED)
+    stage.heard()
+    stage.worker.redirect("")
+    assert stage.heard() == []
+
+
+def test_what_goes_with_a_worker_that_dies_is_counted(stage: Stage) -> None:
+    stage.up()
+    stage.scoreboard.slot(3)[Field.CONN_OPEN] = 37
+    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert stage.worker.failure.endswith("; 37 connections went with it"), stage.worker.failure
+
+
+def test_what_goes_with_one_that_was_leaving_is_in_the_log(stage: Stage) -> None:
+    stage.up()
+    stage.worker.ask(Event.DRAIN_ASKED)
+    stage.scoreboard.slot(3)[Field.CONN_OPEN] = 3
+    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert not stage.worker.failure and "connections lost with a worker that was leaving" in stage.text()
 
 
 class Successor(Stage):
@@ -353,19 +514,20 @@ class Successor(Stage):
         """The first supervisor is gone, without a word; the next one begins."""
         old, record = self.worker, self.worker.record()
         channel, pidfd = old._wire._channel, old._pidfd
-        assert channel is not None and old._capture is not None
+        assert channel is not None and old._evidence.capture is not None
         for fd in (channel.fileno(), pidfd):
             self.loop.unwatch(fd)
         wire, pidfd = os.dup(channel.fileno()), os.dup(pidfd)
         channel.close()
         os.close(old._pidfd)
-        old._disarm()
+        old._deadline.disarm()
         record.state = state.value
         again = Channel(socket.socket(fileno=wire), max_fds=0, first_seq=1 << 40)
         capture = Capture.adopt(os.dup(self.capture.cursor))
         self.capture.close()
         self.capture = capture
-        self.worker = Worker(self, Parts("0" * 16, old.pid, pidfd, again, capture), 3, 1, self.terms, record)
+        parts = Parts("0" * 16, old.pid, pidfd, again, capture)
+        self.worker = Worker(self, parts, 3, 1, self.terms, self.lane.key, record)
         self.worker.watcher = lambda worker, before, new: self.seen.append(new)
         self.worker.take_over()
 
@@ -410,6 +572,32 @@ def test_what_was_said_to_the_last_supervisor_is_stale(successor: Successor) -> 
     assert successor.heard() == ["listen", "quiesce"], "the order is given again"
 
 
+def test_lanes_and_the_order_to_hand_over_are_given_again(successor: Successor) -> None:
+    quiesced(successor)
+    other = successor.lanes.make("r2")
+    assert other is not None
+    successor.worker.lanes.give(other.key)
+    successor.heard()
+    successor.channel.send(msg.HandedOver(7, 0))  # read by nobody
+    successor.die(State.QUIESCED)
+    assert successor.worker.moving, "what the last supervisor heard of it is not known"
+    seq = successor.identify()
+    hello = msg.Hello(1, 1, "0", "3", 1, "r1/1", "r1", "quiesced", "wsgi", 4, lane_version=2)
+    successor.channel.send(hello, re=seq)
+    successor.until(lambda: "worker adopted" in successor.text())
+    heard = [successor.channel.receive() for _ in range(3)]
+    assert [incoming.message for incoming in heard if incoming] == [
+        msg.Listen(["http", "admin"]),
+        msg.UseLane([successor.lane.name, other.name]),
+        msg.Quiesce(successor.lane.name, 2, 2),
+    ]
+    for incoming in heard:
+        for fd in incoming.fds if incoming else ():
+            os.close(fd)
+    successor.channel.send(msg.HandedOver(7, 0))
+    successor.until(lambda: not successor.worker.moving)
+
+
 def test_an_order_that_never_arrived_is_given_again(successor: Successor) -> None:
     successor.say(msg.Hello(1, 1, "0", "3", 1), State.LOADING)
     successor.say(msg.Ready("wsgi"), State.READY)
@@ -450,7 +638,7 @@ def test_an_answer_to_another_question_identifies_nobody(successor: Successor) -
 def test_a_worker_that_died_in_between_is_reported_lost(successor: Successor) -> None:
     successor.up()
     record = successor.worker.record()
-    lost = Worker(successor, Parts("1" * 16, 1, -1, None, None), 4, 2, successor.terms, record)
+    lost = Worker(successor, Parts("1" * 16, 1, -1, None, None), 4, 2, successor.terms, "", record)
     states: list[State] = []
     lost.watcher = lambda worker, old, new: states.append(new)
     lost.take_over()

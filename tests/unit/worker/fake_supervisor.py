@@ -118,8 +118,13 @@ class FakeSupervisor:
         return incoming
 
     def expect(self, kind: type[M], *, re: int | None = None) -> M:
-        """The next message, which must be of this kind (and answer that one)."""
+        """The next message, which must be of this kind (and answer that one).
+
+        ``handed-over`` follows each quiesce and drain; who does not ask for it does not want it.
+        """
         incoming = self.next()
+        while isinstance(incoming.message, msg.HandedOver) and kind is not msg.HandedOver:
+            incoming = self.next()
         assert isinstance(incoming.message, kind), f"{incoming} instead of {kind.__name__}: {self.output()}"
         if re is not None:
             assert incoming.re == re

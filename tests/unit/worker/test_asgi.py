@@ -404,6 +404,7 @@ def test_a_drain_waits_for_a_background_task(shop: Path) -> None:
         assert supervisor.get("/background").body == b"ok"
         output_has(supervisor, "in the background")
         drain = supervisor.send(msg.Drain(PATIENCE_S))
+        supervisor.expect(msg.HandedOver, re=drain)
         with pytest.raises(AssertionError, match="no message"):
             supervisor.next(0.3)  # nobody is connected, and still it is not drained
         (shop / "may_end").touch()

@@ -1,0 +1,489 @@
+"""Who hands over to whom: a whole service, its workers played by processes that speak the real channel."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quiesce.shared import messages as msg
+from quiesce.shared.logs import Log
+from quiesce.shared.scoreboard import Field
+from quiesce.supervisor import upkeep, worker_lanes
+from quiesce.supervisor.cold_start import ColdStart
+from quiesce.supervisor.config import load_settings
+from quiesce.supervisor.core.lifecycle import State
+from quiesce.supervisor.fdstore import FdStore
+from quiesce.supervisor.history import History
+from quiesce.supervisor.lanes import Lane
+from quiesce.supervisor.listeners import Listeners
+from quiesce.supervisor.loop import Loop
+from quiesce.supervisor.notify import Notifier
+from quiesce.supervisor.operations import Operations
+from quiesce.supervisor.service import Service
+from quiesce.supervisor.watching import Ended, Watch
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+STAND_IN = Path(__file__).with_name("stand_in_worker.py")
+News = dict[str, Any]
+
+
+class Reply:
+    """Who asked."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.code: int | None = None
+        self.text = ""
+
+    def progress(self, text: str, **data: Any) -> None:
+        self.told.append(text)
+
+    def result(self, code: int, text: str, detail: str = "", data: dict[str, Any] | None = None) -> None:
+        self.code, self.text = int(code), text
+
+
+class House:
+    """A service in this process, and what its workers have told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.loop = Loop()
+        self.out = os.memfd_create("log")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(folder / "news"))
+        self.socket.setblocking(False)
+        self.loop.watch(self.socket.fileno(), self._on_news)
+        self.news: list[News] = []
+        self.python = folder / "python"
+        # As an interpreter it is called with: -P bootstrap channel version roots.
+        self.python.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(STAND_IN))} "$3"\n'
+        )
+        self.python.chmod(0o755)
+        monkeypatch.setenv("STAND_IN_NEWS", str(folder / "news"))
+        self.gone = False
+
+    def release(self, name: str, **behaviour: Any) -> Path:
+        path = self.folder / name
+        path.mkdir()
+        (path / "behaviour.json").write_text(json.dumps(behaviour))
+        return path
+
+    def start(self, first: Path, workers: int = 2, **options: str) -> None:
+        given = {
+            "service.app": "shop",
+            "service.release": str(first),
+            "service.python": str(self.python),
+            "service.workers": str(workers),
+            "rollout.bake": "60s",
+            **options,
+        }
+        config = self.folder / "none.toml"
+        config.write_text("")
+        loaded = load_settings(given, None, str(config), str(self.folder))
+        log = Log(self.out, "debug", journal=False)
+        store = FdStore(self.loop, Notifier(None, self.loop), log, None)
+        history = History(str(self.folder), 10)
+        self.service = Service(self.loop, log, loaded, Listeners(), history, self.out, store)
+        self.operations = Operations(self.service)
+        self.service.on_gone = self._on_gone
+        begun: list[Ended] = []
+        ColdStart(self.service, Watch(lambda text: None, begun.append, lambda: None)).begin()
+        self.until(lambda: begun)
+        assert begun[0].code == 0, begun
+
+    def _on_gone(self) -> None:
+        self.gone = True
+
+    def _on_news(self, _events: int) -> None:
+        try:
+            while True:
+                self.news.append(json.loads(self.socket.recv(1 << 16)))
+        except BlockingIOError:
+            pass
+
+    def until(self, fact: Callable[[], Any]) -> None:
+        """Turn the loop until something is so."""
+        guard = self.loop.call_at(self.loop.now() + 20, lambda: None)
+        while not fact():
+            assert guard.pending, f"it never came; log:\n{self.log()}\n{self.news}"
+            self.loop.turn()
+        guard.cancel()
+
+    def turn_for(self, seconds: float) -> None:
+        """Let time pass: for what must not happen."""
+        until = self.loop.now() + seconds
+        timer = self.loop.call_at(until, lambda: None)
+        self.until(lambda: not timer.pending)
+
+    def log(self) -> str:
+        return os.pread(self.out, 1 << 20, 0).decode()
+
+    def ask(self, command: str, **args: Any) -> Reply:
+        reply = Reply()
+        self.operations.handle(command, args, reply)
+        return reply
+
+    def did(self, command: str, **args: Any) -> Reply:
+        """Ask, and wait for the answer, which is a good one."""
+        reply = self.ask(command, **args)
+        self.until(lambda: reply.code is not None)
+        assert reply.code == 0, (reply.text, self.log())
+        return reply
+
+    def lane(self, release: str) -> Lane:
+        lanes = [g.lane for g in self.service.crew.generations if g.release.id == release]
+        assert lanes and lanes[-1] is not None
+        return lanes[-1]
+
+    def heard(self, worker: str, *words: str) -> list[News]:
+        """What this worker heard, in order; all of it, or these words only."""
+        return [
+            n
+            for n in self.news
+            if n["worker"] == worker and "heard" in n and (not words or n["heard"] in words)
+        ]
+
+    def last(self, worker: str, *words: str) -> News:
+        """The last of them, once there is one."""
+        self.until(lambda: self.heard(worker, *words))
+        return self.heard(worker, *words)[-1]
+
+    def eof(self, worker: str, lane: Lane) -> bool:
+        return any(n["worker"] == worker and n.get("eof") == lane.name for n in self.news)
+
+    def upgrade(self, release: Path, **args: Any) -> Reply:
+        return self.ask("upgrade", release=str(release), **args)
+
+    def in_bake(self) -> None:
+        self.until(lambda: self.service.run is not None and self.service.run.is_baking)
+
+    def took(self, *workers: str) -> int:
+        return sum(n["took"] for n in self.news if "took" in n and n["worker"] in workers)
+
+    def stop(self) -> None:
+        self.service.stop(now=False)
+        self.until(lambda: self.gone)
+
+    def close(self) -> None:
+        if hasattr(self, "service"):
+            if not self.gone:
+                self.service.stop(now=True)
+                for worker in self.service.crew:
+                    worker.fail("the test is over")
+                self.until(lambda: self.gone)
+            self.service.crew.close()
+        self.loop.unwatch(self.socket.fileno())
+        self.socket.close()
+        self.loop.close()
+        os.close(self.out)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    before = len(os.listdir("/proc/self/fd"))
+    it = House(tmp_path, monkeypatch)
+    yield it
+    it.close()
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"
+
+
+# -- a rollout ------------------------------------------------------------------------------
+
+
+def test_the_old_ones_hand_over_to_the_new_ones_and_upgrade_says_how_many(house: House) -> None:
+    house.start(house.release("v1", holds=40))
+    old = house.lane("r1")
+    words = [n["heard"] for n in house.heard("r1/1")]
+    assert words[words.index("probe") + 1 :][:2] == ["lane", "accept"], "not before it has passed its probe"
+    assert house.heard("r1/1", "lane")[0]["names"] == [old.name]
+    reply = house.upgrade(house.release("v2"))
+    house.in_bake()
+    new = house.lane("r2")
+    assert new.name != old.name
+    for worker in ("r1/1", "r1/2"):
+        quiesce = house.last(worker, "quiesce")
+        assert (quiesce["lane"], quiesce["fds"]) == (new.name, 2)
+        assert (quiesce["lane_version"], quiesce["readers"]) == (msg.LANE_VERSION, 2)
+    house.until(lambda: house.took("r2/1", "r2/2") == 80)
+    assert not old.ended and not house.eof("r1/1", old), "it can still be resumed"
+    assert house.did("promote")
+    house.until(lambda: reply.code is not None)
+    assert reply.code == 0 and "; 80 connections kept, 0 closed" in reply.text
+    for worker in ("r1/1", "r1/2"):
+        assert house.last(worker, "drain")["lane"] == new.name
+        house.until(lambda worker=worker: house.eof(worker, old))
+    house.until(lambda: len(house.service.crew.generations) == 1)
+    assert house.service.crew.lanes.get(old.key) is None, "closed with its generation"
+
+
+def test_the_bake_begins_when_all_have_handed_over_or_had_their_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_lanes, "MOVING_S", 0.3)
+    house.start(house.release("v1", mute=["handed-over"]), workers=1)
+    house.upgrade(house.release("v2"))
+    worker = house.service.crew.generations[0].workers[1]
+    house.until(lambda: worker.state is State.QUIESCED)
+    run = house.service.run
+    assert run is not None and run.state.value == "hushing", "it may still answer on what it has not moved"
+    house.in_bake()
+    assert "worker still hands over" in house.log()
+
+
+def test_going_back_what_was_handed_over_comes_back_the_same_way(house: House) -> None:
+    house.start(house.release("v1", holds=20))
+    reply = house.upgrade(house.release("v2", holds=1))
+    house.in_bake()
+    old, new = house.lane("r1"), house.lane("r2")
+    house.until(lambda: house.took("r2/1", "r2/2") == 40)
+    house.did("abort")
+    assert reply.code == 1
+    for worker in ("r1/1", "r1/2"):
+        words = [n["heard"] for n in house.heard(worker)]
+        assert words[words.index("quiesce") :][:3] == ["quiesce", "lane", "resume"]
+        assert house.last(worker, "lane")["names"] == [new.name]
+        house.until(lambda worker=worker: house.eof(worker, new))
+    for worker in ("r2/1", "r2/2"):
+        drain = house.last(worker, "drain")
+        assert (drain["lane"], drain["readers"]) == (old.name, 2)
+    house.until(lambda: len(house.service.crew.generations) == 1)
+    house.until(lambda: house.took("r1/1", "r1/2") == 42)
+    assert not old.ended
+
+
+def test_what_lies_in_the_lane_of_a_release_that_died_in_its_bake_is_read_by_the_old_ones(
+    house: House,
+) -> None:
+    house.start(house.release("v1", holds=20), workers=1)
+    reply = house.upgrade(house.release("v2", holds=7, deaf=True))
+    house.in_bake()
+    assert house.lane("r2").depth() == 20
+    dead = house.service.crew.generations[-1].workers[1]
+    house.until(lambda: dead.counter(Field.CONN_OPEN) == 7)
+    signal.pidfd_send_signal(dead._pidfd, signal.SIGKILL)
+    house.until(lambda: reply.code is not None)
+    house.until(lambda: house.took("r1/1") == 20)
+    assert reply.code == 1 and "; 7 connections went with it" in reply.text, reply.text
+
+
+def test_a_release_that_knows_no_lanes_gets_none_and_is_waited_for_as_before(house: House) -> None:
+    house.start(house.release("v1", holds=3, lane_version=0, mute=["handed-over"]))
+    house.upgrade(house.release("v2"))
+    house.in_bake()
+    assert not house.heard("r1/1", "lane") and house.last("r1/1", "quiesce")["fds"] == 0
+    house.did("promote")
+    house.until(lambda: len(house.service.crew.generations) == 1)
+    # And the other way round: nobody there would read what is sent.
+    house.upgrade(house.release("v3", lane_version=0))
+    house.in_bake()
+    quiesce = house.last("r2/1", "quiesce")
+    assert quiesce["fds"] == 0 and quiesce["lane"] == ""
+    house.did("promote")
+    assert house.last("r2/1", "drain")["lane"] == ""
+
+
+def test_the_oldest_record_among_the_readers_is_written(house: House) -> None:
+    house.start(house.release("v1"), workers=1)
+    house.upgrade(house.release("v2", lane_version=1))
+    house.in_bake()
+    assert house.last("r1/1", "quiesce")["lane_version"] == 1
+
+
+def test_who_still_drains_into_a_release_that_goes_hands_over_to_its_successor(house: House) -> None:
+    house.start(house.release("v1", mute=["drained"]), workers=1)
+    house.upgrade(house.release("v2", mute=["drained"]), force=True)
+    house.until(lambda: house.heard("r1/1", "drain"))
+    assert house.last("r1/1", "drain")["lane"] == house.lane("r2").name
+    house.until(lambda: house.service.run is None)
+    house.upgrade(house.release("v3"), force=True)
+    house.until(lambda: len(house.heard("r1/1", "drain")) == 2)
+    assert house.last("r1/1", "drain")["lane"] == house.lane("r3").name
+
+
+def test_a_worker_that_was_quiesced_by_hand_lets_the_new_release_have_what_it_kept(house: House) -> None:
+    house.start(house.release("v1", holds=5), workers=2)
+    house.did("quiesce", what="r1")
+    assert house.last("r1/1", "quiesce")["lane"] == "", "nobody would read it"
+    house.did("resume", what="r1/2")
+    house.upgrade(house.release("v2"))
+    house.in_bake()
+    assert house.last("r1/1", "quiesce")["lane"] == house.lane("r2").name
+    house.until(lambda: house.took("r2/1", "r2/2") == 10)
+    house.did("abort")
+    # It stays quiesced, and is not to fill the lane of a release that is gone.
+    house.until(lambda: house.last("r1/1", "quiesce")["lane"] in ("", house.lane("r1").name))
+    assert not house.heard("r1/1", "resume")
+
+
+# -- without a rollout -----------------------------------------------------------------------
+
+
+def test_scaling_down_hands_over_to_those_who_stay(house: House) -> None:
+    house.start(house.release("v1", holds=10), workers=3)
+    lane = house.lane("r1")
+    house.did("scale", workers=1)
+    for worker in ("r1/2", "r1/3"):
+        drain = house.last(worker, "drain")
+        assert (drain["lane"], drain["readers"]) == (lane.name, 1), "the other one goes, too"
+    house.until(lambda: len(house.service.crew.generations[0].workers) == 1)
+    house.until(lambda: house.took("r1/1") == 20)
+    assert not lane.ended
+
+
+def test_a_worker_that_is_set_aside_hands_over_unless_it_is_the_last(house: House) -> None:
+    house.start(house.release("v1", holds=10))
+    reply = house.did("quiesce", what="r1/1")
+    assert house.last("r1/1", "quiesce")["lane"] == house.lane("r1").name
+    assert reply.text == "r1/1: 1 worker is quiesced; 10 connections went to others of its release"
+    house.until(lambda: house.took("r1/2") == 10)
+    house.did("quiesce", what="r1/2")
+    assert house.last("r1/2", "quiesce")["lane"] == ""
+    house.did("resume", what="all")
+
+
+def test_all_that_are_held_keep_what_they_have(house: House) -> None:
+    house.start(house.release("v1", holds=10))
+    house.did("quiesce", what="r1/1")
+    reply = house.did("quiesce", what="all")
+    assert "wait in the kernel's queue" in reply.text
+    for worker in ("r1/1", "r1/2"):
+        house.until(lambda worker=worker: house.last(worker, "quiesce")["lane"] == "")
+
+
+def test_a_worker_is_recycled_start_before_stop_and_one_at_a_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "TICK_S", 0.05)
+    first = house.release("v1", holds=4, requests=500)
+    house.start(first, **{"worker.max_requests": "100"})
+    (first / "behaviour.json").write_text(json.dumps({"requests": 5}))
+    least = 2
+
+    def both_are_new() -> bool:
+        nonlocal least
+        workers = house.service.serving
+        assert workers is not None
+        least = min(least, workers.accepting())
+        return not {1, 2} & workers.workers.keys()
+
+    house.until(both_are_new)
+    assert least == 2, "full strength all the time"
+    drains = [n for n in house.news if n.get("heard") == "drain"]
+    assert len(drains) == 2 and {n["lane"] for n in drains} == {house.lane("r1").name}
+    at = house.news.index
+    assert at(drains[0]) < at(house.heard("r1/4", "configure")[0]), "the second one waits for the first"
+    assert house.log().count("worker is recycled") == 2 and "500 requests" in house.log()
+    house.until(lambda: house.took("r1/1", "r1/2", "r1/3", "r1/4") >= 8)
+
+
+def test_who_has_more_than_its_share_sheds_half_of_that_until_it_is_even(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "TICK_S", 0.05)
+    first = house.release("v1", holds=40)
+    house.start(first, workers=1)
+    (first / "behaviour.json").write_text("{}")
+    house.did("scale", workers=2)
+    shed = house.last("r1/1", "shed")
+    assert (shed["lane"], shed["readers"], shed["most"]) == (house.lane("r1").name, 1, 10)
+    full, empty = house.service.crew.generations[0]
+
+    def even() -> bool:
+        counts = [worker.counter(Field.CONN_OPEN) for worker in (full, empty)]
+        return sum(counts) == 40 and max(counts) <= 24
+
+    house.until(even)
+    house.turn_for(0.1)  # one that was on its way
+    seen = len(house.heard("r1/1", "shed"))
+    house.turn_for(0.5)
+    assert even() and len(house.heard("r1/1", "shed")) == seen and not house.heard("r1/2", "shed")
+
+
+def test_nobody_sheds_in_a_rollout_or_while_all_are_held(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "TICK_S", 0.02)
+    first = house.release("v1", holds=40)
+    house.start(first, workers=1)
+    (first / "behaviour.json").write_text("{}")
+    house.did("quiesce", what="all")
+    assert not house.service.is_calm()
+    house.did("resume", what="all")
+    house.upgrade(house.release("v2"))
+    house.in_bake()
+    assert not house.service.is_calm()
+    house.did("abort")
+    assert house.service.is_calm()
+
+
+# -- the end ---------------------------------------------------------------------------------
+
+
+def test_stop_ends_the_lanes_first_and_names_none(house: House) -> None:
+    house.start(house.release("v1", holds=3))
+    lane = house.lane("r1")
+    house.stop()
+    for worker in ("r1/1", "r1/2"):
+        assert house.last(worker, "drain")["lane"] == "" and house.eof(worker, lane)
+    assert "connections lost" not in house.log()
+
+
+def test_what_lies_in_a_lane_at_the_end_is_closed_and_said(house: House) -> None:
+    house.start(house.release("v1", holds=12, deaf=True), workers=2)
+    lane = house.lane("r1")
+    house.did("quiesce", what="r1/1")
+    assert lane.depth() == 12
+    workers = list(house.service.crew)
+    house.service.stop(now=False)
+    for worker in workers:  # nobody is left to read it
+        worker.fail("the test kills it")
+    house.until(lambda: house.gone)
+    said = "connections lost: nobody was left to take them out of the lane"
+    assert f"{said} lane={lane.name} count=12" in house.log()
+    assert lane.reading.fileno() == -1, "closed"
+
+
+def test_a_respawned_worker_reads_what_waits(house: House) -> None:
+    first = house.release("v1", holds=9, deaf=True)
+    house.start(first, workers=2)
+    (first / "behaviour.json").write_text("{}")
+    house.did("quiesce", what="r1/1")
+    reader = house.service.crew.generations[0].workers[2]
+    assert house.lane("r1").depth() == 9 and reader.counter(Field.CONN_OPEN) == 9
+    signal.pidfd_send_signal(reader._pidfd, signal.SIGKILL)
+    house.until(lambda: house.took("r1/3") == 9)
+    assert "; 9 connections went with it" in house.log(), "those that it held itself"
+
+
+def test_what_nobody_of_its_release_is_left_to_read_goes_to_the_one_that_serves(house: House) -> None:
+    house.start(house.release("v1", holds=6, deaf=True, mute=["drained"]), workers=2)
+    house.did("quiesce", what="r1/1")
+    lane = house.lane("r1")
+    assert lane.depth() == 6
+    house.upgrade(house.release("v2"), force=True)
+    serving = "r2"
+    house.until(lambda: house.service.serving is not None and house.service.serving.release.id == serving)
+    assert lane.depth() == 6, "as long as one of its own may read it"
+    for worker in house.service.crew.generations[0]:
+        signal.pidfd_send_signal(worker._pidfd, signal.SIGKILL)
+    house.until(lambda: sum(n["took"] for n in house.news if n.get("lane") == lane.name and "took" in n) == 6)
+
+
+def test_the_first_release_that_fails_leaves_nobody_waiting_for_its_lane(house: House) -> None:
+    """There is no other one that could have what it holds."""
+    with pytest.raises(AssertionError, match="aborted"):
+        house.release("v1", holds=2, mute=["ready"])
+        house.loop.call_at(house.loop.now() + 0.5, lambda: house.ask("abort"))
+        house.start(house.folder / "v1", workers=1)
+    house.until(lambda: not list(house.service.crew))

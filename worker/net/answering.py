@@ -1,0 +1,159 @@
+"""The part of a connection that takes an application's answer, and then goes on.
+
+``send``, ``send_file``, ``complete``, ``abort`` and ``wait_below`` are called by an exchange, from wherever its
+application runs; the rest is for the loop's thread.
+"""
+
+from math import inf
+from time import monotonic
+
+from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder
+from quiesce.worker.core.connection import Event
+from quiesce.worker.net import counters as figures
+from quiesce.worker.net.ending import FLUSHING, IDLE, SENDING, SKIPPING
+from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.moving import Moving
+
+
+class Answering(Moving):
+    """See above."""
+
+    __slots__ = ()
+
+    _decoder: LengthDecoder | ChunkedDecoder | None
+
+    # -- any thread that has the exchange ---------------------------------------------------------
+
+    def send(self, exchange: Exchange, data: bytes, more: bytes = b"") -> None:
+        self._loud(self.push(exchange, data, more))
+
+    def send_file(self, exchange: Exchange, fd: int, offset: int, count: int) -> None:
+        self._loud(self.push_file(exchange, fd, offset, count))
+
+    def _loud(self, heard: bool) -> None:
+        """Let the loop hear of what is queued."""
+        if not heard:
+            if self.daemon.in_loop():
+                self._queued()
+            else:
+                self.daemon.loop.call_soon_threadsafe(self._queued)
+
+    def _queued(self) -> None:
+        if self._queue and not self.closed:
+            self.update_interest()
+            self.arm(self.daemon.limits.send_timeout)
+
+    def complete(
+        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
+    ) -> None:
+        """The response is complete: these are its last bytes.  ``now``: if somebody knows it already.
+
+        Sent and taken note of under one lock: a client that is quick with its next request must find the
+        connection idle, or the loop would have to be woken for it.
+        """
+        daemon = self.daemon
+        quiet = False
+        with self.lock:
+            if self.exchange is not exchange:
+                return
+            goes_on = keep and self._parsing and self._input and exchange.body_complete
+            if data and not (goes_on and self._another_follows() and self._hold(data)):
+                self._push(data, more)
+            sent = self.sent - self._reported
+            self._reported = self.sent
+            # The state comes last: the loop sees IDLE without the lock, and begins with the next request.
+            self.exchange = None
+            if keep and exchange.body_complete and not self._queue and not self.broken:
+                if not self.probe:
+                    daemon.counters.response(exchange.status, sent, -self.busy)
+                timeout = daemon.limits.idle_timeout
+                self._deadline = (now or monotonic()) + timeout if timeout else inf
+                self.busy = False
+                # While _process is at work it looks by itself at what is left to do.
+                quiet = self._parsing or not (self._input or self._eof or daemon.moving is not None)
+                self.state = IDLE
+            else:
+                if not self.probe:
+                    daemon.counters.response(exchange.status, sent, 0)
+                self.state = FLUSHING if not keep else SENDING if exchange.body_complete else SKIPPING
+        # From here on the loop may have begun with the next request.
+        if daemon.access_log is not None and not self.probe:
+            daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
+        if quiet:
+            return
+        if not daemon.in_loop():
+            daemon.loop.call_soon_threadsafe(self._settle)
+        elif self.state is not IDLE:
+            self._settle()
+        elif not self._parsing:
+            daemon.loop.call_soon_threadsafe(self._settle)
+
+    def abort(self, exchange: Exchange) -> None:
+        """Cut, so that the client sees that the response is not whole."""
+
+        def cut() -> None:
+            if self.exchange is exchange and not self.closed:
+                if not self.probe:
+                    self.daemon.counters.count(figures.ERRORS)
+                self._reset_on_close()
+                self.event(Event.LOST)
+
+        if self.daemon.in_loop():
+            cut()
+        else:
+            self.daemon.loop.call_soon_threadsafe(cut)
+
+    # -- after the answer -----------------------------------------------------------------------
+
+    def _writable(self) -> None:
+        progress = self.flush()
+        exchange = self.exchange
+        if self._queue:
+            if progress:
+                self.arm(self.daemon.limits.send_timeout)
+        else:
+            self._deadline = inf if self._decoder is None else self._deadline
+        self._report_traffic()
+        if exchange is not None and self.queued <= self.daemon.limits.low_water:
+            callback = exchange.on_writable
+            if callback is not None:
+                callback()
+        if not self.closed:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Do what an answer leaves to do.  Harmless when there is nothing."""
+        if self.closed:
+            return
+        if self.broken:
+            self.event(Event.LOST)
+            return
+        state = self.state
+        if self._queue:
+            self.update_interest()
+            self.arm(self.daemon.limits.send_timeout)
+            return
+        if state is FLUSHING:
+            self.event(Event.SENT)
+            return
+        if state is SENDING:
+            self._sent_all()
+        if self.state is SKIPPING:
+            self.arm(self.daemon.limits.body_timeout)
+        if self.state is IDLE and not self._parsing:
+            self._resume()
+        else:
+            self.update_interest()
+
+    def _sent_all(self) -> None:
+        self.state = IDLE  # the table's SENT
+        self.arm(self.daemon.limits.idle_timeout)
+        self._set_busy(False)
+
+    def _another_follows(self) -> bool:
+        """Is the next request there, so that its answer can take this one along?"""
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        """Go on with what was read behind the request that is answered."""
+        raise NotImplementedError

@@ -1,0 +1,34 @@
+"""The Date field, made once a second."""
+
+from math import inf
+from time import gmtime, monotonic, time
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class HttpDate:
+    """For any thread: two that make it at once make the same."""
+
+    def __init__(self) -> None:
+        self._date = b""
+        self._line = b""
+        self._until = -inf  # of the clock that does not jump
+
+    def date(self) -> bytes:
+        """The value of the field (RFC 9110 §5.6.7)."""
+        self.line(monotonic())
+        return self._date
+
+    def line(self, now: float) -> bytes:
+        """The field as a whole line.  ``now``: of CLOCK_MONOTONIC, which the caller knows anyway."""
+        if now >= self._until:
+            exact = time()
+            then = gmtime(int(exact))  # not strftime: names of days are English, whatever the locale
+            date = (
+                f"{_DAYS[then.tm_wday]}, {then.tm_mday:02} {_MONTHS[then.tm_mon - 1]} {then.tm_year} "
+                f"{then.tm_hour:02}:{then.tm_min:02}:{then.tm_sec:02} GMT"
+            ).encode()
+            self._date, self._line = date, b"Date: %s\r\n" % date
+            self._until = now + 1 - exact % 1  # the next full second
+        return self._line

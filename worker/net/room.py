@@ -1,0 +1,54 @@
+"""Are enough descriptors free for one more packet of a lane?"""
+
+import os
+import resource
+from time import monotonic
+
+from quiesce.shared.fdpass import MAX_FDS
+
+_SPARE_FDS = 64  # beyond a packet's: the application opens files too
+_RECOUNT_S = 1.0
+
+
+class Room:
+    """Asked before each packet: one that finds no room is cut by the kernel, and the clients in it are lost."""
+
+    def __init__(self) -> None:
+        self._counted = 0  # when somebody looked, more or less
+        self._counted_at = float("-inf")
+
+    def has_room(self) -> bool:
+        """May a packet come now?"""
+        soft = soft_limit()
+        # Where the limit is low, packets are small: nobody has more than a quarter of it in a lane.
+        wanted = min(MAX_FDS, soft // 4) + min(_SPARE_FDS, soft // 16)
+        open_now = _said_by_kernel()
+        if not open_now:
+            # To count ten thousand takes 5 ms, so far from the limit it is done once a second.
+            self._counted += wanted
+            now = monotonic()
+            if self._counted > soft // 2 or now - self._counted_at > _RECOUNT_S:
+                self._counted, self._counted_at = _count(), now
+            open_now = self._counted
+        return open_now + wanted <= soft
+
+
+def soft_limit() -> int:
+    """How many descriptors a process may have, as things are."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
+
+
+def _said_by_kernel() -> int:
+    """How many this process has; 0: this kernel does not say (before Linux 6.2)."""
+    try:
+        return os.stat("/proc/self/fd").st_size
+    except OSError:
+        return 0
+
+
+def _count() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:  # EMFILE: no room even to look.  Or there is no /proc: then nobody can say
+        return soft_limit() if os.path.isdir("/proc/self/fd") else 0
