@@ -164,7 +164,7 @@ class Cycle:
             # KeyboardInterrupt and SystemExit too: from a task, asyncio would let them end the whole worker.
             self._fail(exc)
         else:
-            if self._hung_up and not self._complete:
+            if (self._hung_up or self._exchange.disconnected) and not self._complete:
                 self._exchange.abort()  # it was told, and stopped
             elif not self._complete:
                 what = "a whole response" if self._started or self._head else "a response"
