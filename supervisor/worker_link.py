@@ -298,6 +298,11 @@ class Worker:
         """A field of its scoreboard slot: a hint."""
         return int(self._house.scoreboard.slot(self.slot)[field])
 
+    def stands_still(self, now: float, since_s: float) -> bool:
+        """Has its loop not turned for so long, for whatever reason?  A hint; of one that never said so: no."""
+        turn = self.counter(Field.TURN_NS)
+        return bool(turn) and now - turn / 1e9 > since_s
+
     # -- events -------------------------------------------------------------------------
 
     def on_message(self, message: msg.Message) -> None:

@@ -410,6 +410,19 @@ def test_who_has_more_than_its_share_sheds_half_of_that_until_it_is_even(
     assert even() and len(house.heard("r1/1", "shed")) == seen and not house.heard("r1/2", "shed")
 
 
+def test_nothing_is_shed_for_a_worker_that_stands_still(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in a long request, or stopped: whoever sheds would take it back, and shed it again."""
+    monkeypatch.setattr(upkeep, "TICK_S", 0.05)
+    first = house.release("v1", holds=40)
+    house.start(first, workers=1)
+    (first / "behaviour.json").write_text('{"holds": 0, "turned_before_s": 2}')
+    house.did("scale", workers=2)
+    house.turn_for(0.5)
+    assert not house.heard("r1/1", "shed")
+
+
 def test_nobody_sheds_in_a_rollout_or_while_all_are_held(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
