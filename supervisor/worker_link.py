@@ -477,6 +477,8 @@ class Worker:
         self._send(msg.Accept())
 
     def _send_quiesce(self) -> None:
+        if not self.lanes.reading:
+            self.lanes.tell()
         self.lanes.order(msg.Quiesce())
         if self.state is State.QUIESCED:  # no deadline waits for its answer to a second one
             self.lanes.quiesced()
