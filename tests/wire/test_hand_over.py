@@ -24,7 +24,7 @@ from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.core.connection import State
-from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, encode
+from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, packet, write
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.loops.base import ERROR, HANGUP
@@ -38,6 +38,10 @@ WAIT = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
 BIG = b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n"
 BIG_BYTES = 3_000_000
 KINDS = ("native", "wsgi", "asgi")
+
+
+def encode(records: list[Record]) -> bytes:
+    return packet([write(record) for record in records])
 
 
 class Gate:
@@ -303,7 +307,7 @@ def test_what_is_pipelined_behind_an_answer_given_inline_is_not_parsed_here_any_
                 stage.gate.opened.set()
             answer(exchange)
 
-        stage.old.daemon.app.handle = handle  # type: ignore[method-assign]
+        stage.old.daemon._handle = handle
         client.sendall(GET * 3 + WAIT + GET * 30 + GET[:9])
         bodies, rest = read_bodies(client, 34)
         assert bodies == [b"old"] * 4 + [b"new"] * 30
@@ -603,9 +607,9 @@ def test_pipelined_input_of_one_that_cannot_go_is_answered_here() -> None:
 
 def test_a_lane_that_is_full_is_a_lane_that_is_asked_again() -> None:
     with staged(reads=False) as stage:
-        stage.writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         clients = stage.idle(40)
         target = stage.target(readers=20)  # two a packet
+        stage.writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         moved = stage.hand_over(target)
         stage.old.until(lambda: stage.old.daemon.moving is None and stage.old.daemon._mover.moved > 0)
         in_lane = stage.old.do(lambda: stage.old.daemon._mover.moved)
@@ -633,15 +637,18 @@ def test_no_more_than_a_quarter_of_the_descriptor_limit_lies_in_a_lane(
         assert {ask(client) for client in clients} == {b"new"}
 
 
-def test_where_nobody_says_what_lies_in_a_lane_there_is_one_packet_at_a_time() -> None:
+def test_where_nobody_says_what_lies_in_a_lane_what_was_sent_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_writer, "soft_limit", lambda: 16)
     with staged(reads=False) as stage:
         clients = stage.idle(6)
         target = Target("new", stage.writer.dup(), readers=3)
         moved = stage.hand_over(target)
-        stage.old.until(lambda: stage.old.daemon._mover.moved > 0)
+        stage.old.until(lambda: stage.old.daemon._mover.moved == 4)
         for _ in range(3):
             stage.old.do(lambda: None)
-        assert stage.old.do(lambda: stage.old.daemon._mover.moved) == 2
+        assert (target.room(), stage.old.do(lambda: stage.old.daemon._mover.moved)) == (0, 4)
         stage.read()
         assert moved.figures() == (6, 0)
         assert {ask(client) for client in clients} == {b"new"}
@@ -836,7 +843,7 @@ def test_a_drain_that_gets_another_lane_says_close_to_nobody() -> None:
                 stage.gate.opened.set()
             answer(exchange)
 
-        daemon.app.handle = handle  # type: ignore[method-assign]
+        daemon._handle = handle
         client.sendall(WAIT + GET * 3)
         assert read_bodies(client, 4)[0] == [b"old"] + [b"new"] * 3
         assert ask(client) == b"new"
@@ -1099,7 +1106,9 @@ def test_the_peer_is_who_the_socket_says() -> None:
     """A record says who was accepted; the socket cannot lie."""
     with staged() as stage:
         (client,) = stage.idle()
-        server = stage.old.do(lambda: [c.sock.dup() for c in stage.old.daemon.roster.all])[0]
+        server = socket.socket(
+            fileno=stage.old.do(lambda: [os.dup(c.fd) for c in stage.old.daemon.roster.all])[0]
+        )
         send_fds(stage.writer, encode([PEERS]), [server.fileno()])
         stage.arrived(1)
         peers = stage.new.do(lambda: [(c.peer, c.local) for c in stage.new.daemon.roster.all])
