@@ -34,6 +34,7 @@ from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
 from quiesce.worker.net.lane_reader import Arrival
+from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
 
 
@@ -66,6 +67,8 @@ class Daemon(Turning):
         listener: A listening socket, or its descriptor, in their place; it is the daemon's from then on (until
             :meth:`quiesce`), and is never shut down.
         listen: False: no listening socket at all; clients come by :meth:`add_connection` or :meth:`resume`.
+        alone: No other process accepts on this listener.  Then a client who comes when there are no descriptors left is
+            told so (503); else it waits for a process that has some.
         mode, poller: Who waits, and how.
         threads: With ``Mode.POOL``, how many.
         limits: Sizes and times.
@@ -103,6 +106,7 @@ class Daemon(Turning):
         port: int = 0,
         listener: socket.socket | int | None = None,
         listen: bool = True,
+        alone: bool = True,
         mode: Mode = Mode.THREAD,
         poller: Poller = Poller.AUTO,
         threads: int = 4,
@@ -164,6 +168,7 @@ class Daemon(Turning):
         self.upload_memory = upload_memory
         self._where = Listening(host, port, path, backlog, address_reuse, dual_stack, fast_open)
         self._listens = listen
+        self._reserve = Reserve() if alone else None
         self._given = listener
         self._listener: socket.socket | None = None
         self._listener_fd = -1
@@ -382,7 +387,9 @@ class Daemon(Turning):
         if self._mode is Mode.EXTERNAL:
             return External(self._make_seat(), place)
         if self._mode is Mode.THREAD_PER_CONNECTION:
-            return ThreadPerConnection(self._make_seat(), place, self._make_seat, self._admission.leave)
+            return ThreadPerConnection(
+                self._make_seat(), place, self._make_seat, self._admission.leave, self.reception.refuse
+            )
         count = self._threads if self._mode is Mode.POOL else 1
         return PollingThreads([self._make_seat() for _ in range(count)], place)
 
@@ -396,7 +403,19 @@ class Daemon(Turning):
         def taken(arrivals: list[Arrival]) -> None:
             self.reception.taken(seat, arrivals)
 
-        engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, taken=taken, heartbeat=False)
+        def turn_away(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
+            self.reception.turn_away(seat, sock, peer, local)
+
+        engine = Engine(
+            self._app,
+            loop,
+            limits=self._limits,
+            accepted=accepted,
+            taken=taken,
+            reserve=self._reserve,
+            turn_away=turn_away,
+            heartbeat=False,
+        )
         if not self._date:
             engine.date, engine.date_line = _no_date, _no_date
         seat = Seat(loop, engine, self._stack_size)

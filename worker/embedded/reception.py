@@ -88,8 +88,27 @@ class Reception:
             return
         if verdict is Verdict.ADMITTED:
             self.shell.accepted(seat, sock, peer, local)
-        else:  # told so here, in every mode: this costs no thread
-            self.place(seat, sock, peer, local).refuse(Rejected(503, "too many connections", retry_after_s=1))
+        else:
+            self.refuse(seat, sock, peer, local, "too many connections")
+
+    def turn_away(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
+        """The acceptor's: there are no descriptors left.  Whom the policy denies is told nothing now either."""
+        try:
+            verdict = self._admission.judge(peer)
+        except BaseException:
+            sock.close()
+            raise
+        if verdict is Verdict.DENIED:
+            sock.close()
+        else:
+            self.refuse(seat, sock, peer, local)
+
+    def refuse(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, why: str = "no descriptors left"
+    ) -> None:
+        """Tell one who was counted that there is no room.  In the thread that accepted, in every mode: this costs no
+        other."""
+        self.place(seat, sock, peer, local).refuse(Rejected(503, why, retry_after_s=1))
 
     def taken(self, seat: Seat, arrivals: list[Arrival]) -> None:
         """By a lane: no policy and no limit turns them away, for they were let in.  In the seat's thread."""

@@ -7,9 +7,9 @@ import termios
 from collections.abc import Sequence
 from fcntl import ioctl
 
-from quiesce.shared.fdpass import MAX_FDS, send_fds
+from quiesce.shared.fdpass import send_fds
 from quiesce.shared.messages import LANE_VERSION
-from quiesce.worker.net.room import soft_limit
+from quiesce.worker.net.room import most_of_packet, soft_limit
 
 _SNDBUF = 1024 * 1024
 _SCM_FDS = b"scm_fds:"  # of /proc/PID/fdinfo/N: descriptors that lie in a unix socket's queue
@@ -55,7 +55,7 @@ class Target:
             raise
 
     def room(self) -> int:
-        """So many descriptors may be sent now.
+        """So many descriptors may be sent now, in one packet.
 
         What is in flight counts for all processes of a user against RLIMIT_NOFILE (unix(7)), and ETOOMANYREFS would hit
         the supervisor's messages as well: so at most a quarter of it lies in a lane.
@@ -65,7 +65,8 @@ class Target:
             if not self._unread():
                 self._sent = 0
             lying = self._sent
-        return min(max(soft_limit() // 4 - lying, 0 if lying else 1), MAX_FDS)
+        soft = soft_limit()
+        return min(max(soft // 4 - lying, 0 if lying else 1), most_of_packet(soft))
 
     def _lying(self) -> int:
         """Descriptors in the lane; -1: nobody says."""

@@ -46,29 +46,35 @@ class Mover:
         ``on_moved`` is called once: when each connection that could move by now has moved, or when there is another
         order.
         """
-        self.stop()
+        self._aim(target)
+        self._say()
         self.moved = 0
         self._on_moved = on_moved
-        self.target = target
-        self._daemon.aimed()
         if target is None:
+            self._keep()
+            self._waiting.clear()
             self._say()
         else:
             self._look_at_all()
 
     def stop(self) -> None:
         """Keep all from now on."""
-        target, self.target = self.target, None
-        if target is None:
-            return
-        target.close()
+        if self.target is not None:
+            self._aim(None)
+            self._keep()
+            self._waiting.clear()
+            self._say()
+
+    def _aim(self, target: Target | None) -> None:
+        # Without a moment in between that has no target: in a drain, answers would be last ones in it.
+        before, self.target = self.target, target
+        if before is not None:
+            before.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._daemon.aimed()
-        self._keep()
-        self._waiting.clear()
-        self._say()
+        if before is not None or target is not None:
+            self._daemon.aimed()
 
     def _say(self) -> None:
         callback, self._on_moved = self._on_moved, None
@@ -178,10 +184,13 @@ class Mover:
             self._retry_s = _RETRY_S[0]
             return True
         self._waiting.extendleft(batch)
-        if is_gone(failure):
-            self.stop()
-        else:
+        if not is_gone(failure):
             self._pause()
+            return False
+        self._daemon.hear()  # who ends a lane says into which other one before that
+        if self.target is not target:
+            return self._daemon.moving is self
+        self.stop()
         return False
 
     def _pause(self) -> None:

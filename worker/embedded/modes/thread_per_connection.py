@@ -16,10 +16,16 @@ class ThreadPerConnection:
     is_external = False
 
     def __init__(
-        self, seat: Seat, place: Place, make_seat: Callable[[], Seat], lost: Callable[[Address], None]
+        self,
+        seat: Seat,
+        place: Place,
+        make_seat: Callable[[], Seat],
+        lost: Callable[[Address], None],
+        refuse: Callable[[Seat, socket.socket, Address, Address], None],
     ) -> None:
         self.seats = [seat]
         self._place = place
+        self._refuse = refuse  # a client for whom there is no room; by the seat that accepted it
         self._make_seat = make_seat
         self._lost = lost  # told of a client that never got a place
         self._lock = threading.Lock()
@@ -33,7 +39,13 @@ class ThreadPerConnection:
     def accepted(
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
     ) -> None:
-        self.add(sock, peer, local, record)
+        self._clear_up()
+        try:
+            own = self._make_seat()
+        except OSError:  # there was a descriptor for the client, and none for its loop
+            self._refuse(seat, sock, peer, local)
+        else:
+            self._begin(own, sock, peer, local, record)
 
     def add(self, sock: socket.socket, peer: Address, local: Address, record: Record | None = None) -> None:
         self._clear_up()
@@ -43,6 +55,11 @@ class ThreadPerConnection:
             sock.close()
             self._lost(peer)
             raise
+        self._begin(seat, sock, peer, local, record)
+
+    def _begin(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
+    ) -> None:
         with self._lock:
             if self._stopping:
                 sock.close()
