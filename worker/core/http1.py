@@ -125,7 +125,7 @@ class HeadParser:
             raise Rejected(414, f"the request line is longer than {limits.line_bytes} bytes")
         _check_bytes(line)
         if eol >= 0:
-            _request_line(line)
+            request_line(line)
         return max(eol, 0)
 
     def parse(self, head: bytes) -> Request:
@@ -151,7 +151,7 @@ class HeadParser:
             or len(head.translate(None, _CONTROL)) != len(head)
         ):
             self.check_part(head)  # which says what it is
-        method, target, version = _request_line(head[:eol])
+        method, target, version = request_line(head[:eol])
         fields = newlines - 2  # all lines but the first and the last
         if fields > limits.header_count:
             raise Rejected(431, f"more than {limits.header_count} fields")
@@ -192,7 +192,7 @@ class HeadParser:
         if len(line) > self._limits.line_bytes:
             return None
         try:
-            return _request_line(line)  # with a control character in it, it is none
+            return request_line(line)  # with a control character in it, it is none
         except Rejected:
             return None
 
@@ -230,7 +230,7 @@ def _check_bytes(part: bytes) -> None:
         raise Rejected(400, "control characters in the header section")
 
 
-def _request_line(line: bytes) -> tuple[str, bytes, str]:
+def request_line(line: bytes) -> tuple[str, bytes, str]:
     """Method, target and version.  RFC 9112 §3 allows for more white space, and §11.2 says what that is worth."""
     parts = line.split(b" ")
     if len(parts) != 3:

@@ -107,6 +107,29 @@ def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
     return Head(status, lines, length, close, dated)
 
 
+def interim(status: int, headers: Iterable[Header]) -> bytes:
+    """A whole interim response (RFC 9110 §15.2): a head that another one follows.
+
+    Raises:
+        BadResponse: It may not be said.  101 ends HTTP, 100 is the daemon's to say.
+    """
+    if not 102 <= status <= 199:
+        raise BadResponse(f"{status} is not the status of an interim response of the application")
+    parts = [b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, "").encode())]
+    for name, value in headers:
+        if (_names.get(name) or _learn(name)) in _SPECIAL:
+            raise BadResponse(f"an interim response says nothing of framing or the connection: {name!r}")
+        parts.append(b"%s: %s\r\n" % (name, value))
+    lines = b"".join(parts)
+    if (
+        lines.count(b"\n") != len(parts)
+        or lines.count(b"\r") != len(parts)
+        or len(lines.translate(None, _CONTROL)) != len(lines)
+    ):
+        raise BadResponse("a header holds CR, LF, NUL or another control character")
+    return lines + b"\r\n"
+
+
 class HeadMemo:
     """Heads that were encoded before, by what the application said.  Bounded; nothing with Set-Cookie stays."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from quiesce.shared.deadlines import Deadlines
 from quiesce.shared.scoreboard import Field
+from quiesce.worker.complaints import Complain, to_stderr
 from quiesce.worker.loops.base import Timer
 from quiesce.worker.loops.epoll_set import EpollSet
 
@@ -35,6 +36,7 @@ class AsyncioLoop(EpollSet):
     def __init__(self) -> None:
         super().__init__()
         self.slot: memoryview | None = None
+        self.complain: Complain = to_stderr
         self.aio = _new_event_loop()
         asyncio.set_event_loop(self.aio)
         self.aio.add_reader(self._epoll.fileno(), self._turn)

@@ -4,7 +4,6 @@ The loop's thread only.
 """
 
 import socket
-import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -76,7 +75,7 @@ class Ending(Timed):
             try:
                 self.state, actions = step(self.state, event)
             except IllegalTransition as exc:  # a bug of ours: this client pays, nobody else
-                print(f"quiesce: {exc}", file=sys.stderr, flush=True)
+                self.daemon.loop.complain(str(exc), None)
                 self.state, actions = CLOSED, (Action.TELL, Action.CLOSE)
             if exchange is not None and self.state in _LAST:
                 taken, self.exchange = exchange, None

@@ -5,7 +5,6 @@ in the application's place (408, 503), everything here goes on working and does 
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns
 from typing import IO, TYPE_CHECKING, Any
@@ -256,9 +255,8 @@ class Exchange:
         response that is visibly cut where one has begun.
         """
         request = self.request
-        self._complain(f"raised {type(exc).__name__} in {request.method} {request.target.decode('latin-1')}")
-        # Not the traceback module: it is dear, and a late import could find the application's own.
-        sys.__excepthook__(type(exc), exc, exc.__traceback__)
+        target = request.target.decode("latin-1")
+        self._complain(f"raised {type(exc).__name__} in {request.method} {target}", exc)
         if self.disconnected:
             self._close_body()
         elif self.started:
@@ -407,9 +405,9 @@ class Exchange:
         if self.body is not None:
             self.body.close()
 
-    def _complain(self, what: str) -> None:
-        app = self._connection.daemon.app
-        print(f"quiesce: the {app.interface} application {what}", file=sys.stderr, flush=True)
+    def _complain(self, what: str, exc: BaseException | None = None) -> None:
+        daemon = self._connection.daemon
+        daemon.loop.complain(f"the {daemon.app.interface} application {what}", exc)
 
     def tell(self) -> None:
         """The connection's, in the loop's thread: nobody listens any more, or sends any more."""

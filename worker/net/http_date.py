@@ -11,9 +11,9 @@ class HttpDate:
     """For any thread: two that make it at once make the same."""
 
     def __init__(self) -> None:
+        self._until = -inf  # of the clock that does not jump
         self._date = b""
         self._line = b""
-        self._until = -inf  # of the clock that does not jump
 
     def date(self) -> bytes:
         """The value of the field (RFC 9110 §5.6.7)."""
@@ -21,7 +21,7 @@ class HttpDate:
         return self._date
 
     def line(self, now: float) -> bytes:
-        """The field as a whole line.  ``now``: of CLOCK_MONOTONIC, which the caller knows anyway."""
+        """The field as a whole line.  ``now``: of CLOCK_MONOTONIC."""
         if now >= self._until:
             exact = time()
             then = gmtime(int(exact))  # not strftime: names of days are English, whatever the locale

@@ -4,8 +4,8 @@ The loop's thread only.  ``state`` changes under ``lock`` where a thread of the 
 from WORKING on until the answer.
 """
 
+import select
 import socket
-import sys
 from collections.abc import Callable
 from math import inf
 from time import monotonic, monotonic_ns
@@ -91,7 +91,7 @@ class Connection(Answering):
             if events & WRITE:
                 self._writable()
             if events & (ERROR | HANGUP) and not self.closed:
-                self._hung_up(events)
+                self._hung_up()
                 return
             if not events & READ or self.closed:
                 return
@@ -117,9 +117,15 @@ class Connection(Answering):
         else:
             self._early(data)
 
-    def _hung_up(self, events: int) -> None:
+    def _hung_up(self) -> None:
         """Both directions are gone.  Bytes that came before may still be read, and a socket pair's other end
         that was closed after its last request says this too."""
+        # Asked again: who had our descriptor may have left it in this very turn (to a lane), and it was meant.
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        events = sum(mask for _, mask in poll.poll(0))
+        if not events & (ERROR | HANGUP):
+            return
         if events & ERROR or self._eof or self.state not in (FRESH, IDLE, HEAD, BODY, STREAMING):
             self.event(Event.LOST)
             return
@@ -251,15 +257,6 @@ class Connection(Answering):
             elif self._eof:
                 self.event(Event.PEER_DONE)
 
-    def _another_follows(self) -> bool:
-        """Is the next request there, so that its answer can take this one along?  16 small answers in one send cost
-        a fifth.  Only where the application answers in this thread: another one may take its time.
-        """
-        daemon = self.daemon
-        if not daemon.is_inline or daemon.moving is not None:
-            return False
-        return self._input[0] > 13 and self._input.find(b"\r\n\r\n") > 0
-
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """RFC 9112 §2.2: empty lines in front of a request line are ignored."""
         lead = len(data) - len(data.lstrip(b"\r\n"))
@@ -368,7 +365,7 @@ class Connection(Answering):
     def _cannot_keep(self, exc: OSError) -> None:
         """No room for the body (ENOSPC, EMFILE).  The client first: the log may be on the same disk."""
         self.refuse(Rejected(500, "the body cannot be kept"))
-        print(f"quiesce: a request body cannot be kept: {exc}", file=sys.stderr, flush=True)
+        self.daemon.loop.complain(f"a request body cannot be kept: {exc}", None)
 
     def _check_rate(self) -> None:
         limits = self.daemon.limits
