@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
@@ -25,6 +26,7 @@ SIZE = Size(idle=200, busy=16, half_heads=10, fresh=10, pipelining=1)
 # Heads that are half sent and connections that say nothing outlive what a test takes.
 PATIENT = '[limits]\nheader_timeout = "300s"\nidle_timeout = "300s"\n'
 LONG = '"60s"'
+STEP = 1 if os.environ.get("QUIESCE_SOAK") == "full" else 5
 
 
 @contextlib.contextmanager
@@ -261,6 +263,12 @@ def still(instance: Instance, seconds: float) -> int:
 # -- deaths -------------------------------------------------------------------------------------
 
 
+def by_connections(instance: Instance, count: int) -> list[dict[str, Any]]:
+    """The workers, once they hold so many connections together; the one with the most is the last."""
+    status = instance.wait_status(lambda status: held(status) == count)
+    return sorted(status["workers"], key=lambda worker: int(worker["connections"]["open"]))
+
+
 def test_a_lane_survives_its_only_reader(tmp_path: Path, notes: Notes, port: Port) -> None:
     """What waits in it is read by the worker that takes the dead one's place."""
     release = build(tmp_path, "v1", notes)
@@ -268,8 +276,7 @@ def test_a_lane_survives_its_only_reader(tmp_path: Path, notes: Notes, port: Por
     with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
         instance.expect(r"worker lost")
         with Crowd(instance.target, size) as crowd:
-            instance.wait_status(lambda status: held(status) == size.idle)
-            writer, reader = instance.status()["workers"]
+            reader, writer = by_connections(instance, size.idle)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             status = instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)
@@ -290,14 +297,16 @@ def test_a_lane_survives_its_only_reader(tmp_path: Path, notes: Notes, port: Por
 def test_stop_with_connections_in_a_lane_serves_them_first(tmp_path: Path, notes: Notes, port: Port) -> None:
     """They are read, and closed politely: not by a reset, and not before a request that was on its way is answered."""
     release = build(tmp_path, "v1", notes)
-    with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
+    with running(
+        tmp_path / "i", release, binds=[port.address], config=PATIENT, rollout={"drain_timeout": '"3s"'}
+    ) as instance:
         with Crowd(instance.target, Size(idle=40)) as crowd:
-            writer, reader = instance.wait_status(lambda status: held(status) == 40)["workers"]
+            reader, writer = by_connections(instance, 40)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)
             pending = instance.begin("stop")
-            instance.log.wait_for(lambda line: "waiting for" in line, 20)
+            instance.wait_status(lambda status: status["text"].startswith("stopping"))
             kill(reader["pid"], signal.SIGCONT)
             assert pending.finish().code == 0
             seen = crowd.look()
@@ -309,10 +318,12 @@ def test_what_is_left_in_a_lane_at_the_end_is_closed_and_counted(
     tmp_path: Path, notes: Notes, port: Port
 ) -> None:
     release = build(tmp_path, "v1", notes)
-    with running(tmp_path / "i", release, binds=[port.address], config=PATIENT) as instance:
+    with running(
+        tmp_path / "i", release, binds=[port.address], config=PATIENT, rollout={"drain_timeout": '"3s"'}
+    ) as instance:
         instance.expect(r"worker lost")
         with Crowd(instance.target, Size(idle=40)) as crowd:
-            writer, reader = instance.wait_status(lambda status: held(status) == 40)["workers"]
+            reader, writer = by_connections(instance, 40)
             kill(reader["pid"], signal.SIGSTOP)
             instance.ok("quiesce", writer["id"])
             count = instance.wait_status(lambda status: status["releases"][0]["lane"] > 0)["releases"][0][
@@ -320,7 +331,7 @@ def test_what_is_left_in_a_lane_at_the_end_is_closed_and_counted(
             ]
             kill(writer["pid"], signal.SIGSTOP)
             pending = instance.begin("stop")
-            instance.log.wait_for(lambda line: "waiting for" in line, 20)
+            instance.wait_status(lambda status: status["text"].startswith("stopping"))
             for worker in (writer, reader):
                 kill(worker["pid"], signal.SIGKILL)
             assert pending.finish().code == 0
@@ -341,7 +352,7 @@ def test_the_supervisor_is_killed_anywhere_in_a_hand_over(
     size = Size(idle=60, busy=4, half_heads=4, fresh=4, pipelining=1)
     with serving(tmp_path, v1, port, size, env=trigger.env) as (instance, crowd):
         instance.expect(r"supervisor died", r"upgrade aborted")
-        for turn, writes in enumerate(range(1, 200, 5), 1):
+        for turn, writes in enumerate(range(1, 200, STEP), 1):
             instance.settled(2)
             trigger.arm(writes, "after" if turn % 2 else "before")
             if undone:

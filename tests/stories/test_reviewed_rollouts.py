@@ -218,8 +218,8 @@ def test_abort_answers_at_once_while_an_upgrade_waits_for_max_generations(
     v1, v2, v3 = (build(tmp_path, name, notes) for name in ("v1", "v2", "v3"))
     rollout = {"max_generations": "2", "drain_timeout": '"60s"'}
     with running(tmp_path / "instance", v1, binds=[port.address], rollout=rollout) as instance:
-        with contextlib.closing(client(port)) as kept:  # holds r1
-            assert kept.recv(4096).startswith(b"HTTP/1.1 200 ")
+        with contextlib.closing(client(port, "/slow?ms=20000")):  # holds r1
+            instance.wait_status(lambda status: any(w["connections"]["busy"] for w in status["workers"]))
             instance.ok("upgrade", "--release", str(v2.path))
             upgrade = instance.begin("upgrade", "--release", str(v3.path))
             await_line(instance, "max_generations is 2")

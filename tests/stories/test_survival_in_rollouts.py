@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -222,12 +223,18 @@ def test_one_that_waits_for_the_drain_is_told_after_two_deaths(
     """`--wait-drained`: once in the bake, once while the old workers drain."""
     old, new = build(tmp_path, "v1", notes), build(tmp_path, "v2", notes)
     with running(tmp_path / "i", old, binds=[port.address]) as instance:
-        slow = Slow(instance)
-        pending = in_an_adopted_bake(instance, "--release", str(new.path), "--bake", "0.5", "--wait-drained")
-        kill_in(instance, "draining")
-        outcome = pending.finish()
+        with socket.create_connection((port.host, port.number), timeout=30) as upload:
+            # An old worker is at it until we say the rest.
+            upload.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nX-Nonce: 1\r\nContent-Length: 8\r\n\r\nhalf")
+            wait_for(instance, lambda status: any(w["connections"]["busy"] for w in status["workers"]))
+            options = ("--bake", "600", "--wait-drained")
+            pending = in_an_adopted_bake(instance, "--release", str(new.path), *options)
+            instance.ok("promote")
+            kill_in(instance, "draining")
+            upload.sendall(b"rest")
+            assert upload.recv(4096).startswith(b"HTTP/1.1 200 ")
+            outcome = pending.finish()
         assert outcome.code == 0 and "r2 serves" in outcome.text, outcome
-        slow.assert_answered()
         assert {worker["release"] for worker in instance.status()["workers"]} == {"r2"}
         assert_history(instance, ("upgrade", "done"))
 

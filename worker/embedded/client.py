@@ -155,6 +155,14 @@ class Client(EngineConnection):
         self.trailers = getattr(self._decoder, "trailers", ())
         EngineConnection._body_done(self, payload)
 
+    def allowed_s(self, state: State) -> float:
+        own = self.timeout_s
+        return EngineConnection.allowed_s(self, state) if own is None else own
+
+    def _release(self) -> None:
+        EngineConnection._release(self)
+        self.handle.moved()
+
     def _close(self) -> None:
         EngineConnection._close(self)
         # A request that is cut ends before its connection does.

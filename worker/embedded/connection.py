@@ -443,6 +443,10 @@ class Connection:
         """The client has gone, and so has its socket."""
         self.daemon.reception.left(self)
 
+    def moved(self) -> None:
+        """Another daemon has it now."""
+        self.daemon.reception.moved(self)
+
 
 _NONE = Request("", b"/")
 _NOTHING = Upload()  # of requests without a body; nobody adds to it

@@ -18,6 +18,7 @@ from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.admission import AcceptPolicy, Admission
 from quiesce.worker.embedded.apps import AccessApp, RequestApp
 from quiesce.worker.embedded.connection import AccessHandler, Connection
+from quiesce.worker.embedded.hand_over import HandOver
 from quiesce.worker.embedded.kinds import DaemonInfo, Mode, NotListening, Poller
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
@@ -32,6 +33,8 @@ from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.lane_reader import Arrival
+from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
 
 
@@ -64,6 +67,8 @@ class Daemon(Turning):
         listener: A listening socket, or its descriptor, in their place; it is the daemon's from then on (until
             :meth:`quiesce`), and is never shut down.
         listen: False: no listening socket at all; clients come by :meth:`add_connection` or :meth:`resume`.
+        alone: No other process accepts on this listener.  Then a client who comes when there are no descriptors left is
+            told so (503); else it waits for a process that has some.
         mode, poller: Who waits, and how.
         threads: With ``Mode.POOL``, how many.
         limits: Sizes and times.
@@ -101,6 +106,7 @@ class Daemon(Turning):
         port: int = 0,
         listener: socket.socket | int | None = None,
         listen: bool = True,
+        alone: bool = True,
         mode: Mode = Mode.THREAD,
         poller: Poller = Poller.AUTO,
         threads: int = 4,
@@ -154,13 +160,15 @@ class Daemon(Turning):
         # Counted here, over all threads; the engines count nobody.
         self._limits = limits._replace(connections=0, connections_per_ip=0)
         self._admission = Admission(limits.connections, limits.connections_per_ip, policy)
+        self._hand_over = HandOver()
         self.allows_suspend = allow_suspend
-        self.reception = Reception(self, self._admission, on_connection, on_completed)
+        self.reception = Reception(self, self._admission, self._hand_over, on_connection, on_completed)
         self.uri_log = uri_log
         self.unescape = unescape
         self.upload_memory = upload_memory
         self._where = Listening(host, port, path, backlog, address_reuse, dual_stack, fast_open)
         self._listens = listen
+        self._reserve = Reserve() if alone else None
         self._given = listener
         self._listener: socket.socket | None = None
         self._listener_fd = -1
@@ -244,6 +252,7 @@ class Daemon(Turning):
         if self._listener is not None:
             raise QuiesceError("the daemon listens; quiesce it first")
         self._running()
+        self.hand_over(None)
         self._take(as_listener(listener))
 
     def stop(self, drain: float | None = None) -> None:
@@ -268,6 +277,7 @@ class Daemon(Turning):
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()  # and never shut down: other processes may accept on it
+        self._hand_over.close()
 
     def drain(self, timeout_s: float) -> None:
         """Accept nobody, tell each client with its next answer that it is the last, and end after ``timeout_s`` what is
@@ -285,6 +295,46 @@ class Daemon(Turning):
         while self._admission.count and monotonic() < until:
             self._external().turn(max(0.0, until - monotonic()))
         return not self._admission.count
+
+    # -- live connections, from one daemon to another -----------------------------------------------
+
+    def hand_over(self, sock: socket.socket | None) -> int:
+        """Give live connections to a daemon in another process, which calls :meth:`receive` with the other end.
+
+        Each connection that is between two requests moves now, with what was read of the next one; each other one as
+        it falls idle, until :meth:`stop`, :meth:`resume` or ``hand_over(None)``.  Their clients notice
+        nothing: the sockets stay open.  Those whose answer is their last stay; so do all while nobody reads
+        fast enough, and are served here until there is room.  Callbacks are told that a
+        connection which moved has ended; what they keep of it stays here.
+
+        :meth:`quiesce` first, or new clients go on coming.  See to it that somebody reads: what lies in the socket
+        when its last reader ends is lost.
+
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed when
+                it hands over no more: then the other daemon's :meth:`receive` has come to its end.
+
+        Returns:
+            How many have moved to the socket that was given last.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        return self._hand_over.to(self._running().all_seats(), sock)
+
+    def receive(self, sock: socket.socket) -> None:
+        """Serve the live connections that another daemon hands over on this socket, until its end.
+
+        Policy and limits turn none of them away.  Their times go on where they were.  In a pool each thread takes some.
+
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed at
+                its end or by :meth:`stop`.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        self._hand_over.receive(self._running().seats, sock)
 
     # -- clients ----------------------------------------------------------------------------------
 
@@ -337,7 +387,9 @@ class Daemon(Turning):
         if self._mode is Mode.EXTERNAL:
             return External(self._make_seat(), place)
         if self._mode is Mode.THREAD_PER_CONNECTION:
-            return ThreadPerConnection(self._make_seat(), place, self._make_seat, self._admission.leave)
+            return ThreadPerConnection(
+                self._make_seat(), place, self._make_seat, self._admission.leave, self.reception.refuse
+            )
         count = self._threads if self._mode is Mode.POOL else 1
         return PollingThreads([self._make_seat() for _ in range(count)], place)
 
@@ -348,7 +400,22 @@ class Daemon(Turning):
         def accepted(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
             self.reception.accepted(seat, sock, peer, local, listener)
 
-        engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
+        def taken(arrivals: list[Arrival]) -> None:
+            self.reception.taken(seat, arrivals)
+
+        def turn_away(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
+            self.reception.turn_away(seat, sock, peer, local)
+
+        engine = Engine(
+            self._app,
+            loop,
+            limits=self._limits,
+            accepted=accepted,
+            taken=taken,
+            reserve=self._reserve,
+            turn_away=turn_away,
+            heartbeat=False,
+        )
         if not self._date:
             engine.date, engine.date_line = _no_date, _no_date
         seat = Seat(loop, engine, self._stack_size)

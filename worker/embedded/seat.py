@@ -9,6 +9,7 @@ from quiesce.shared.errors import QuiesceError
 from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.panic import panic
 from quiesce.worker.loops.own_loop import OwnLoop
+from quiesce.worker.net.lane_writer import Target
 
 T = TypeVar("T")
 LISTENER = "listener"
@@ -110,6 +111,16 @@ class Seat:
         """When this returns nobody here accepts, and our descriptor of the listener is closed."""
         self.engine.quiesce()
         self.engine.remove_listener(LISTENER)
+
+    def hand_over(self, lane: socket.socket | None) -> None:
+        """Move all that can move now, and each other one as it falls idle; None: keep them."""
+        if not self._stopped:
+            self.engine.hand_over_to(Target("", lane.dup()) if lane is not None else None)
+            self.engine.move_now()
+
+    def receive(self, name: str, lane: socket.socket) -> None:
+        """Take connections from it as well, by a descriptor of our own."""
+        self.engine.add_lane(name, lane.dup())
 
     def stop(self) -> None:
         """Cut everything, have the thread leave."""

@@ -4,6 +4,7 @@ The loop's thread only.  ``state`` changes under ``lock`` where a thread of the 
 from WORKING on until the answer.
 """
 
+import select
 import socket
 from collections.abc import Callable
 from math import inf
@@ -90,7 +91,7 @@ class Connection(Answering):
             if events & WRITE:
                 self._writable()
             if events & (ERROR | HANGUP) and not self.closed:
-                self._hung_up(events)
+                self._hung_up()
                 return
             if not events & READ or self.closed:
                 return
@@ -116,9 +117,15 @@ class Connection(Answering):
         else:
             self._early(data)
 
-    def _hung_up(self, events: int) -> None:
+    def _hung_up(self) -> None:
         """Both directions are gone.  Bytes that came before may still be read, and a socket pair's other end
         that was closed after its last request says this too."""
+        # Asked again: who had our descriptor may have left it in this very turn (to a lane), and it was meant.
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        events = sum(mask for _, mask in poll.poll(0))
+        if not events & (ERROR | HANGUP):
+            return
         if events & ERROR or self._eof or self.state not in (FRESH, IDLE, HEAD, BODY, STREAMING):
             self.event(Event.LOST)
             return
@@ -239,7 +246,7 @@ class Connection(Answering):
                 if (
                     self.state is not IDLE
                     or not self._input
-                    or (daemon.moving is not None and self.is_between())
+                    or (daemon.moving is not None and self._held is None and self.is_between())
                 ):
                     self._parsing = False
                     break
