@@ -159,10 +159,6 @@ class Answering(Moving):
         self.arm(self.daemon.limits.idle_timeout)
         self._set_busy(False)
 
-    def _another_follows(self) -> bool:
-        """Is the next request there, so that its answer can take this one along?"""
-        raise NotImplementedError
-
     def _resume(self) -> None:
         """Go on with what was read behind the request that is answered."""
         raise NotImplementedError
