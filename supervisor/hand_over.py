@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from quiesce.supervisor.crew import Crew, Generation
 
 
+STILL_S = 1.0  # a worker's loop turns five times a second, unless a request runs in it, or it is stopped
+
+
 class HandOver:
     """Between the workers of all generations."""
 
@@ -121,7 +124,9 @@ class HandOver:
         """Have those who hold more than their share give some of it away."""
         if generation.lane is None or generation.lane.depth():
             return  # what is on its way is in nobody's count
-        accepting = [worker for worker in generation if worker.state is State.ACCEPTING]
+        now = self._crew.loop.now()
+        # Who stands still takes nothing out of the lane: what is shed for it would come back, every second.
+        accepting = [w for w in generation if w.state is State.ACCEPTING and not w.stands_still(now, STILL_S)]
         loads = [
             balance.Load(worker.number, worker.counter(Field.CONN_OPEN), worker.counter(Field.CONN_IDLE))
             for worker in accepting

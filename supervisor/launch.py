@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import quiesce
 from quiesce.shared.errors import ControlError
+from quiesce.shared.fdpass import WANTED_FILES
 
 KEEPER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "keeper.py")
 WATCHDOG_S = 30.0  # a supervisor that has not pinged for so long is aborted; it turns within milliseconds
-WANTED_FILES = 65536  # soft RLIMIT_NOFILE that is asked for, as far as the hard one allows
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _MODULE = "quiesce.supervisor.cli"

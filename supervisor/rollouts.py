@@ -247,10 +247,8 @@ class RolloutRun:
         if self.state is State.PROBING and _all_in(new, WorkerState.PROVEN):
             return Event.ALL_PROVEN
         if self.state is State.ADMITTING:
-            held = (
-                (WorkerState.PROVEN, WorkerState.READY) if self._boss.is_held() else (WorkerState.ACCEPTING,)
-            )
-            return Event.ALL_ACCEPTING if _all_in(new, *held) else None
+            wanted = WorkerState.QUIESCED if self._boss.is_held() else WorkerState.ACCEPTING
+            return Event.ALL_ACCEPTING if _all_in(new, wanted) else None
         if self.state is State.HUSHING and not any(_may_still_accept(w) or w.moving for w in self._old()):
             return Event.OLD_HUSHED
         if self.state is State.ROLLING_BACK and self._is_back():
@@ -310,12 +308,12 @@ class RolloutRun:
         if self.old is not None:
             self._old_sample = self._boss.recent_sample(self.old)
             self._moved_before, self._lost_before = self.old.total(Field.HANDED_OUT), self.old.lost
-        if self._boss.is_held():
-            return  # `quiesce all` is in force: they wait for `resume all`
+        # `quiesce all` is in force: they take what the old set hands over, and accept after `resume all`.
+        order = WorkerEvent.QUIESCE_ASKED if self._boss.is_held() else WorkerEvent.ACCEPT_ASKED
         self._crew.save()
         for worker in self.new:
             if worker.state in (WorkerState.READY, WorkerState.PROVEN):
-                worker.ask(WorkerEvent.ACCEPT_ASKED)
+                worker.ask(order)
 
     def _hush_old(self) -> None:
         for worker in self._old():
@@ -474,7 +472,7 @@ class RolloutRun:
         else:
             hand_over.redirect_writers(self.new, Why.SET_ASIDE, None)
         for worker in self.new:
-            if worker.state in MAY_ACCEPT:
+            if worker.state in MAY_ACCEPT or worker.state is WorkerState.QUIESCED:
                 hand_over.aim(worker, Why.DISCARDED, self.old)
                 worker.ask(WorkerEvent.DRAIN_ASKED)  # it has clients
             elif worker.state not in GOING:

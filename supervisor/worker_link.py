@@ -298,6 +298,11 @@ class Worker:
         """A field of its scoreboard slot: a hint."""
         return int(self._house.scoreboard.slot(self.slot)[field])
 
+    def stands_still(self, now: float, since_s: float) -> bool:
+        """Has its loop not turned for so long, for whatever reason?  A hint; of one that never said so: no."""
+        turn = self.counter(Field.TURN_NS)
+        return bool(turn) and now - turn / 1e9 > since_s
+
     # -- events -------------------------------------------------------------------------
 
     def on_message(self, message: msg.Message) -> None:
@@ -472,6 +477,8 @@ class Worker:
         self._send(msg.Accept())
 
     def _send_quiesce(self) -> None:
+        if not self.lanes.reading:
+            self.lanes.tell()
         self.lanes.order(msg.Quiesce())
         if self.state is State.QUIESCED:  # no deadline waits for its answer to a second one
             self.lanes.quiesced()

@@ -4,7 +4,6 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 """
 
 import socket
-import sys
 from _thread import get_ident
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
@@ -21,7 +20,7 @@ from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
-from quiesce.worker.net.counters import Counters
+from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
 from quiesce.worker.net.deadline import Together
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
@@ -30,6 +29,7 @@ from quiesce.worker.net.http_date import HttpDate
 from quiesce.worker.net.lane_reader import Arrival, Lanes
 from quiesce.worker.net.lane_writer import Target
 from quiesce.worker.net.mover import Moved, Mover, shed
+from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.net.roster import Roster
 from quiesce.worker.net.stream import Connection
 
@@ -63,6 +63,10 @@ class Daemon:
         connect: Makes the connections, in place of ``Connection``: for who must know more of each one.
         accepted: Is given each socket that was accepted, and owns it; then limits on the number of connections are its
             affair, and :meth:`add_connection` is the way back.
+        reserve: No other process accepts on these listeners: when there are no descriptors left this one is used to
+            tell clients so.  Else they wait in the listener's queue.  Daemons of one process that share a listener
+            share it.
+        turn_away: Is given, in place of ``accepted``, those who are to be told so.
         taken: The same for what comes by a lane, with :meth:`adopt`.
         may_take: See :class:`~quiesce.worker.net.lane_reader.Lanes`; in place of the gate's word.
         heartbeat: Write the time into the slot five times a second.  Without it a daemon that has nothing to do
@@ -84,6 +88,8 @@ class Daemon:
         unready: Callable[[], bool] = lambda: False,
         connect: Connect | None = None,
         accepted: Accepted | None = None,
+        reserve: Reserve | None = None,
+        turn_away: Accepted | None = None,
         taken: Callable[[list[Arrival]], None] | None = None,
         may_take: Callable[[], bool] | None = None,
         heartbeat: bool = True,
@@ -93,11 +99,15 @@ class Daemon:
         self.limits = limits
         self.access_log = access_log
         self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
-        self.counters = Counters(slot)
+        self.is_inline = threads <= 1 or not getattr(
+            app, "blocking", True
+        )  # the application is called in the loop's thread
+        self.counters = Counters(slot) if self.is_inline else SharedCounters(slot)
         self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
+        self.hear = before_accept or (lambda: None)  # obey orders that have arrived
         self._ready_path = as_sent(ready_path)
         self._unready = unready
         self._state = life.State.QUIESCED
@@ -114,13 +124,16 @@ class Daemon:
             loop, taken or self._taken, self.check_empty, before_accept, may_take or self.gate.may_take
         )
         self._acceptor = Acceptor(
-            loop, accepted or self._accepted, before_accept, self.gate, self._show_accepting
+            loop,
+            accepted or self._accepted,
+            before_accept,
+            self.gate,
+            self._show_accepting,
+            reserve,
+            turn_away or self._turn_away,
         )
         self.connect: Connect = connect or Connection
-        self._blocking = getattr(app, "blocking", True)
-        self._pool = (
-            ThreadPool(threads, self._call, self._call_over) if threads > 1 and self._blocking else None
-        )
+        self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
@@ -273,7 +286,7 @@ class Daemon:
                 connection.arrive(record, now)
             except Exception as exc:  # the others are not to blame
                 sock.close()
-                print(f"quiesce: what came by a lane cannot be served: {exc}", file=sys.stderr, flush=True)
+                self.loop.complain(f"what came by a lane cannot be served: {exc}", None)
                 continue
             connections.append(connection)
         self.roster.came(connections)
@@ -314,7 +327,6 @@ class Daemon:
         return connection
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
-        sock.setblocking(False)
         limits = self.limits
         connection = self.connect(self, sock, peer, local, "http", False)
         connection.attend()
@@ -326,6 +338,11 @@ class Daemon:
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def _turn_away(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
+        self.counters.count(figures.REFUSED)
+        connection = self.add_connection(sock, peer=peer, local=local)
+        connection.refuse(Rejected(503, "no descriptors left", retry_after_s=1))
 
     def forget(self, connection: Ending) -> None:
         """A connection's last word."""
@@ -362,17 +379,23 @@ class Daemon:
 
     def call(self, exchange: Exchange) -> None:
         """Have a request answered, here or by the pool."""
+        now = monotonic_ns()
+        if not exchange.since_ns:
+            exchange.since_ns = now
         if self._ready_path and self._answer_ready(exchange):
             return
         if self._pool is not None:
             self._pool.submit(exchange)
             return
         slot = self.counters.slot
-        slot[figures.IN_REQUEST_SINCE_NS] = monotonic_ns()
+        slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
-        self._call(exchange)
+        try:
+            self.app.handle(exchange)
+        except BaseException as exc:  # SystemExit too: one request does not end the process
+            exchange.fail(exc)
         self._in_call = False
-        slot[figures.IN_REQUEST_SINCE_NS] = 0
+        slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self.check_empty()
 
@@ -422,7 +445,6 @@ class Daemon:
     def _step(self, event: life.Event) -> None:
         self._state, actions = life.step(self._state, event)
         self.draining = self._state in (life.State.DRAINING, life.State.DRAINED)
-        self.counters.slot[figures.ACCEPTING] = self._state is life.State.SERVING
         self._look()
         for action in actions:
             self._perform(action)

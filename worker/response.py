@@ -32,6 +32,10 @@ class Options(Flag):
     HEAD_ONLY = 16  # there is no body, whatever Content-Length says: for answers to HEAD only
 
 
+ICY = 1 << 31
+"""Added to a status: the status line says ICY in place of HTTP/1.1, as players of a SHOUTcast stream expect it."""
+
+
 class Freed(ValueError):
     """The response has no reference left; it cannot be sent again."""
 
@@ -121,6 +125,7 @@ class Response(core.Response):
     after the last client has it all, or has gone, and after :meth:`close` (or when the object is garbage).
     """
 
+    ICY = ICY  # to be added to the status that is queued
     __slots__ = ("_more",)
     _more: _More  # absent until it is needed
 
@@ -209,12 +214,12 @@ class Response(core.Response):
         pairs = headers.items() if hasattr(headers, "items") else headers
         fields = Fields([])
         for name, value in pairs:
-            fields.add(core._encode(name), core._encode(value), length_allowed=True)
+            fields.add(core.encode_text(name), core.encode_text(value), length_allowed=True)
         response.status = status
         response.body = body
         response.path = None
         response.head = encode(status, fields.pairs)
-        response._cached = (b"", b"", b"")
+        response._cached = core.NOTHING_CACHED
         more = response._more = _More(fields)
         more.source = source
         more.free = free
@@ -312,13 +317,13 @@ class Response(core.Response):
             BadResponse: It may not be said.
         """
         allowed = bool(self.more.options & (Options.LENGTH_ALLOWED | Options.HEAD_ONLY))
-        self.more.fields.add(core._encode(name), core._encode(value), length_allowed=allowed)
+        self.more.fields.add(core.encode_text(name), core.encode_text(value), length_allowed=allowed)
         self._changed()
 
     def remove_header(self, name: str, value: str) -> bool:
         """Take away the field of exactly this name and value, or footer; False if there is none."""
         more = self.more
-        pair = (core._encode(name), core._encode(value))
+        pair = (core.encode_text(name), core.encode_text(value))
         if more.fields.remove(*pair):
             self._changed()
             return True
@@ -329,7 +334,7 @@ class Response(core.Response):
 
     def header(self, name: str) -> str | None:
         """The first value of that name."""
-        value = self.more.fields.get(core._encode(name))
+        value = self.more.fields.get(core.encode_text(name))
         return None if value is None else value.decode("latin-1")
 
     @property
@@ -341,7 +346,7 @@ class Response(core.Response):
 
     def add_footer(self, name: str, value: str) -> None:
         """A field behind the body; only a response in chunks can say it.  Also while it is sent, from its reader."""
-        pair = (core._encode(name), core._encode(value))
+        pair = (core.encode_text(name), core.encode_text(value))
         check_field(*pair)
         self.more.footers.append(pair)
         self._look()
@@ -351,18 +356,24 @@ class Response(core.Response):
         self.head = encode(self.status, more.fields.pairs)
         more.heads.clear()
         self._look()
-        self._cached = (b"", b"", b"")
+        self._cached = core.NOTHING_CACHED
 
     def head_for(self, status: int) -> Head:
-        """The head under another status than its own."""
+        """The head under another status than its own, or with :data:`ICY`."""
         if status == self.status and not self.more.options & Options.HTTP_1_0_SERVER:
             return self.head
         more = self.more
         head = more.heads.get(status)
         if head is None:
-            head = encode(status, more.fields.pairs)
-            if more.options & Options.HTTP_1_0_SERVER:
-                lines = b"HTTP/1.0" + head.lines[8:]
-                head = Head(head.status, lines, head.length, head.close, head.dated)
+            head = encode(status & ~ICY, more.fields.pairs)
+            if status & ICY:
+                head = _says(b"ICY", head)
+            elif more.options & Options.HTTP_1_0_SERVER:
+                head = _says(b"HTTP/1.0", head)
             more.heads[status] = head
         return head
+
+
+def _says(protocol: bytes, head: Head) -> Head:
+    lines = protocol + head.lines[len(b"HTTP/1.1") :]
+    return Head(head.status, lines, head.length, head.close, head.dated)

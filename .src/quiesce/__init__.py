@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from quiesce.worker.embedded.connection import NotNow as NotNow
     from quiesce.worker.embedded.connection import Stage as Stage
     from quiesce.worker.embedded.daemon import Daemon as Daemon
-    from quiesce.worker.embedded.daemon import Mode as Mode
-    from quiesce.worker.embedded.daemon import NotListening as NotListening
-    from quiesce.worker.embedded.daemon import Poller as Poller
-    from quiesce.worker.embedded.daemon import WrongMode as WrongMode
+    from quiesce.worker.embedded.kinds import Mode as Mode
+    from quiesce.worker.embedded.kinds import NotListening as NotListening
+    from quiesce.worker.embedded.kinds import Poller as Poller
+    from quiesce.worker.embedded.kinds import WrongMode as WrongMode
     from quiesce.worker.embedded.panic import set_panic_handler as set_panic_handler
     from quiesce.worker.response import Options as Options
     from quiesce.worker.response import Response as Response
@@ -31,17 +31,17 @@ _HOME = {
     "Daemon": "quiesce.worker.embedded.daemon",
     "Kind": "quiesce.worker.embedded.connection",
     "Limits": "quiesce.worker.core.limits",
-    "Mode": "quiesce.worker.embedded.daemon",
-    "NotListening": "quiesce.worker.embedded.daemon",
+    "Mode": "quiesce.worker.embedded.kinds",
+    "NotListening": "quiesce.worker.embedded.kinds",
     "NotNow": "quiesce.worker.embedded.connection",
     "Options": "quiesce.worker.response",
-    "Poller": "quiesce.worker.embedded.daemon",
+    "Poller": "quiesce.worker.embedded.kinds",
     "QuiesceError": "quiesce.shared.errors",
     "Request": "quiesce.worker.core.request",
     "Response": "quiesce.worker.response",
     "Stage": "quiesce.worker.embedded.connection",
     "Termination": "quiesce.worker.core.termination",
-    "WrongMode": "quiesce.worker.embedded.daemon",
+    "WrongMode": "quiesce.worker.embedded.kinds",
     "set_panic_handler": "quiesce.worker.embedded.panic",
 }
 __all__ = [

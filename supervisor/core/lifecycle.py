@@ -112,6 +112,8 @@ _KILL: Step = (S.KILLED, (A.DISARM, A.SIGKILL))
 _LEAVE: Step = (S.LEAVING, (A.SEND_SHUTDOWN, A.ARM_EXIT))
 _DRAIN: Step = (S.DRAINING, (A.SEND_DRAIN, A.ARM_DRAIN))
 _DRAIN_NOW: Step = (S.DRAINING, (A.SEND_DRAIN_NOW, A.ARM_EXIT))
+# While `quiesce all` is in force: it serves what is handed over to it, and accepts nothing.
+_HELD: Step = (S.QUIESCING, (A.SEND_QUIESCE, A.ARM_ANSWER))
 _FAILED: Step = (S.LEAVING, (A.ARM_EXIT,))  # it exits by itself
 # EOF tells the worker that nobody can adopt it: it drains by itself, and we wait for that.
 _ORPHAN: Step = (S.DRAINING, (A.ARM_DRAIN,))
@@ -140,6 +142,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     S.READY: {
         E.PROBE_ASKED: (S.PROBING, (A.ARM_PROBE, A.PROBE)),
         E.ACCEPT_ASKED: (S.ADMITTED, (A.SEND_ACCEPT, A.ARM_ANSWER)),  # `upgrade --force`
+        E.QUIESCE_ASKED: _HELD,
         E.SAID_FAILED: _FAILED,
         E.DRAIN_ASKED: _LEAVE,
         E.LEAVE_ASKED: _LEAVE,
@@ -158,6 +161,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.PROVEN: {
         E.ACCEPT_ASKED: (S.ADMITTED, (A.SEND_ACCEPT, A.ARM_ANSWER)),
+        E.QUIESCE_ASKED: _HELD,
         E.PROBE_ASKED: (S.PROBING, (A.ARM_PROBE, A.PROBE)),
         E.SAID_FAILED: _FAILED,
         E.DRAIN_ASKED: _LEAVE,

@@ -140,3 +140,22 @@ def test_hand_over() -> None:
         pidfd = os.pidfd_open(int(newer.split()[-1]))
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         os.close(pidfd)
+
+
+def test_live_hand_over() -> None:
+    with running("live_hand_over.py", end=False) as example, example.connect() as client:
+        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        client.sendall(request)
+        first = read_reply(client).body
+        client.sendall(request[:10])  # half a request goes along
+        example.process.send_signal(signal.SIGHUP)
+        assert example.next_port() == example.port
+        assert example.process.wait(PATIENCE_S) == 0  # at once: it has nobody left
+        client.sendall(request[10:])
+        second = read_reply(client).body
+        assert second != first
+        client.sendall(request)
+        assert read_reply(client).body == second == example.ask("GET /").body
+        pidfd = os.pidfd_open(int(second.split()[-1]))
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        os.close(pidfd)

@@ -7,7 +7,7 @@ import pytest
 
 from embedded.serving import EXTERNAL, THREADED
 from quiesce.worker.core.connection import State
-from quiesce.worker.embedded import daemon
+from quiesce.worker.embedded import reception
 from quiesce.worker.embedded.client import Client
 from wire.serving import WatchedConnection, steps_outside_the_table
 
@@ -21,7 +21,7 @@ class WatchedClient(Client):
 
 @pytest.fixture(autouse=True)
 def no_step_outside_the_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(daemon, "Client", WatchedClient)
+    monkeypatch.setattr(reception, "Client", WatchedClient)
     yield
     assert steps_outside_the_table() == []
 

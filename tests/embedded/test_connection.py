@@ -27,6 +27,7 @@ class Notes:
         self.ends: list[tuple[Any, Termination]] = []
         self.events: list[str] = []
         self.called = threading.Event()
+        self.targets: list[str] = []
 
     def handler(self, connection: Connection) -> Response | None:
         """Takes the whole body, and answers with it."""
@@ -400,6 +401,103 @@ def test_contexts_of_connection_and_request(setup: Setup) -> None:
     with running(setup, access_handler=handler, on_connection=opened, uri_log=uri_log) as served:
         assert served.ask(GET.replace(b" / ", b" /%41?b ")).body == b"state of /%41?b"
     assert logged == ["/%41?b"]
+
+
+def logged(setup: Setup, notes: Notes, **options: Any) -> Any:
+    """A daemon that logs targets, and lets the state be what was logged."""
+
+    def uri_log(connection: Connection, target: str) -> str:
+        notes.targets.append(target)
+        return f"state of {target}"
+
+    return running(setup, uri_log=uri_log, **notes.options, **options)
+
+
+LATE = b"POST /late?a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n"
+
+
+@pytest.mark.parametrize("way", ["fin", "reset", "silence", "fault"])
+def test_a_target_is_logged_when_its_line_is_there(setup: Setup, way: str) -> None:
+    """And what was logged ends once, with the right code, though no handler saw it."""
+    notes = Notes()
+    limits = Limits(header_timeout=0.2) if way == "silence" else Limits()
+    with logged(setup, notes, access_handler=notes.handler, limits=limits) as served:
+        with served.connect() as sock:
+            for octet in LATE:
+                sock.sendall(bytes((octet,)))
+            served.until(lambda: notes.targets == ["/late?a"])
+            if way == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            elif way == "silence":
+                assert read_reply(sock).status == 408
+            elif way == "fault":
+                sock.sendall(b"no field\r\n\r\n")
+                assert read_reply(sock).status == 400
+        served.until(lambda: notes.events == ["started", "completed", "closed"])
+        code = {
+            "fin": Termination.CLIENT_ABORT, "reset": Termination.READ_ERROR,
+            "silence": Termination.TIMEOUT_REACHED, "fault": Termination.WITH_ERROR,
+        }[way]  # fmt: skip
+        assert notes.ends == [("state of /late?a", code)] and notes.targets == ["/late?a"]
+        assert notes.calls == []
+
+
+def test_a_target_is_logged_once_however_its_request_comes(setup: Setup) -> None:
+    notes = Notes()
+
+    def handler(request: Request) -> Response:
+        return Response(request.body)
+
+    with logged(setup, notes, handler=handler) as served, served.connect() as sock:
+        for octet in LATE + b"\r\nbody":
+            sock.sendall(bytes((octet,)))
+        assert read_reply(sock).body == b"body"
+        sock.sendall((LATE + b"\r\nbody") * 2 + LATE)
+        reply = read_reply(sock)
+        assert read_reply(sock, before=reply.rest).body == b"body"
+        served.until(lambda: len(notes.targets) == 4)
+        assert len(notes.ends) == 3
+        sock.sendall(b"\r\n")  # the head is there, the body is not
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        served.until(lambda: len(notes.ends) == 4)
+    ok = ("state of /late?a", Termination.COMPLETED_OK)
+    assert notes.ends == [ok, ok, ok, ("state of /late?a", Termination.CLIENT_ABORT)]
+    assert notes.targets == ["/late?a"] * 4
+
+
+def test_a_target_is_logged_before_the_body_is_there(setup: Setup) -> None:
+    notes = Notes()
+    with logged(setup, notes, handler=lambda request: Response(request.body)) as served:
+        with served.connect() as sock:
+            sock.sendall(LATE + b"\r\nbo")
+            served.until(lambda: notes.targets == ["/late?a"])
+            sock.sendall(b"dy")
+            assert read_reply(sock).body == b"body"
+        served.until(lambda: notes.ends == [("state of /late?a", Termination.COMPLETED_OK)])
+    assert notes.targets == ["/late?a"]
+
+
+def test_a_target_is_logged_of_a_request_that_is_refused_whole(setup: Setup) -> None:
+    notes = Notes()
+    with logged(setup, notes, access_handler=notes.handler) as served:
+        assert served.ask(b"GET /refused HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").status == 400
+        served.until(lambda: len(notes.events) == 3)
+        assert served.ask(b"GET no-path HTTP/1.1\r\nHost: a\r\n\r\n").status == 400
+        served.until(lambda: len(notes.events) == 5)
+    assert notes.ends == [("state of /refused", Termination.WITH_ERROR)]
+    assert notes.targets == ["/refused"]
+
+
+def test_a_log_that_raises_harms_nobody(setup: Setup) -> None:
+    lines: list[str] = []
+
+    def uri_log(connection: Connection, target: str) -> None:
+        raise RuntimeError("on purpose")
+
+    with running(setup, lambda request: Response(b"Hello"), uri_log=uri_log, logger=lines.append) as served:
+        assert served.ask().body == b"Hello"
+    assert "RuntimeError: on purpose" in lines
 
 
 def test_arguments_are_decoded_as_the_application_wants(setup: Setup) -> None:

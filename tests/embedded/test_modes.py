@@ -233,6 +233,19 @@ def test_an_idle_daemon_does_not_turn(setup: Setup) -> None:
                 served.until(lambda: 5 < (served.do(served.daemon.get_timeout) or 0) <= 75)
 
 
+def test_a_start_that_fails_leaves_the_listener_to_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(daemon: Daemon) -> None:
+        raise OSError("no descriptor left for a loop")
+
+    monkeypatch.setattr(Daemon, "_make_shell", fails)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for given in (listener, listener.fileno()):
+            with pytest.raises(OSError, match="no descriptor"):
+                Daemon(hello, listener=given).start()
+            socket.create_connection(listener.getsockname(), PATIENCE_S).close()
+            listener.accept()[0].close()
+
+
 def test_what_is_not_allowed_is_said() -> None:
     with pytest.raises(TypeError):
         Daemon()

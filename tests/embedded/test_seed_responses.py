@@ -125,7 +125,7 @@ def test_where_queueing_is_not_legal_nothing_happens(setup: Setup) -> None:
         if con_cls.value is None:
             con_cls.value = 1
             return MHD_YES
-        during.extend(MHD_queue_response(connection, status, response) for status in (99, 0, 1000, 100, 103))
+        during.extend(MHD_queue_response(connection, status, response) for status in (99, 0, 1000, 100, 101))
         kept.append(connection)
         return MHD_queue_response(connection, 200, response)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from quiesce import Request, Response
 from quiesce.worker.apps.base import App
 from quiesce.worker.apps.native import NativeApp
+from quiesce.worker.complaints import to_stderr
 from quiesce.worker.core.connection import TRANSITIONS, State
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.daemon import Daemon
@@ -209,6 +210,7 @@ class StillLoop:
     slot = None
 
     def __init__(self) -> None:
+        self.complain = to_stderr
         self.soon: list[Callable[[], None]] = []
         self.callbacks: dict[int, Callable[[int], None]] = {}
 

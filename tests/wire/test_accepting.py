@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
 import socket
+from collections.abc import Iterator
 
 import pytest
 
+from quiesce.shared.scoreboard import Field
 from quiesce.worker.loops.epoll_loop import EpollLoop
-from wire.serving import PATIENCE_S, Served, read_reply, serving
+from quiesce.worker.net.reserve import Reserve
+from wire.serving import PATIENCE_S, Served, read_reply, read_to_end, serving
 from wire.test_answers import GET, hello
 
 
@@ -69,38 +73,58 @@ def test_closed_connection_leaves_no_ghost() -> None:
         os.close(held)
 
 
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """There are none left in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    fill = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fill:
+            os.close(fd)
+
+
 def test_out_of_descriptors_waits_and_loses_nobody(capfd: pytest.CaptureFixture[str]) -> None:
     with serving(hello) as served:
         clients = [served.connect() for _ in range(3)]
         for sock in clients:
             sock.sendall(GET)
             read_reply(sock)
-        late = served.connect  # connected while nobody can accept
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         waiting = socket.socket()
         waiting.settimeout(PATIENCE_S)
-        highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
-        fill = [os.open("/dev/null", os.O_RDONLY)]
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
-            while True:
-                try:
-                    fill.append(os.open("/dev/null", os.O_RDONLY))
-                except OSError:
-                    break
-            waiting.connect(served.address)
+        with no_descriptors():
+            waiting.connect(served.address)  # while nobody can accept
             waiting.sendall(GET)
             served.until(lambda: served.daemon._acceptor._retry is not None)
             clients[0].sendall(GET)  # the others are served on
             assert read_reply(clients[0]).status == 200
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for fd in fill:
-                os.close(fd)
         assert read_reply(waiting).status == 200
         waiting.close()
-        late().close()
+        served.connect().close()
     assert capfd.readouterr().err.count("accepting pauses") == 1
+
+
+def test_out_of_descriptors_and_nobody_else_accepts() -> None:
+    with serving(hello, reserve=Reserve()) as served:
+        for round_ in range(2):
+            served.until(lambda: not served.daemon.open)  # whose descriptors would be free soon
+            with socket.socket() as late:
+                late.settimeout(PATIENCE_S)
+                with no_descriptors():
+                    late.connect(served.address)
+                    late.sendall(GET)
+                    reply = read_reply(late)
+                    assert reply.status == 503 and reply.get("Retry-After") == "1"
+                    assert read_to_end(late) == b""
+            assert served.daemon.counters.slot[Field.REFUSED] == round_ + 1
+            assert served.ask(GET).status == 200
 
 
 def test_two_listeners_and_a_new_one_of_the_same_name() -> None:

@@ -159,6 +159,22 @@ def test_clients_that_connect_for_each_request_are_not_gated(board: Scoreboard, 
         assert made.is_above()
 
 
+@pytest.mark.parametrize(("times", "above"), [(1, True), (3, False)])
+def test_it_is_known_before_the_next_heartbeat(board: Scoreboard, times: int, above: bool) -> None:
+    """All leave and come back: once, or for each request."""
+    neighbour(board)
+    made = gate(board, 0)
+    slot = made.counters.slot
+    for time_ in range(times + 1):
+        if time_:
+            made.counters.connection(-300, 0)
+        for _ in range(10):  # one of them looks, now and then
+            slot[Field.ACCEPTED] += 30
+            made.counters.connection(30, 0)
+            made.is_above()
+    assert made.is_above() is above
+
+
 @pytest.mark.parametrize("ended", [0, 300])
 def test_handed_over_is_not_ended(board: Scoreboard, ended: int) -> None:
     """And who comes by a lane has come, so that those who end are not missed."""
@@ -173,20 +189,14 @@ def test_handed_over_is_not_ended(board: Scoreboard, ended: int) -> None:
     assert made.is_above() is not bool(ended)
 
 
-def test_from_a_lane_only_what_the_others_leave(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "_FRESH_NS", 1 << 62)  # of the neighbour only the count matters here
+def test_a_lane_is_for_who_has_its_share(board: Scoreboard) -> None:
+    """As it is now, and as it was a moment ago."""
     slot = neighbour(board, CONN_OPEN=40)
     made = gate(board, 10)
     assert made.may_take()
     made.counters.connection(90, 0)
-    assert not made.may_take()
-    now += 1.5 * PATIENCE_S
-    assert made.may_take()  # it is still there
-    now += 60.0
-    assert not made.may_take()  # this is another one
-    slot[Field.CONN_OPEN] = 100
+    assert not made.may_take() and not made.may_take()
+    slot[Field.CONN_OPEN], slot[Field.TURN_NS] = 100, time.monotonic_ns()
     assert made.may_take()
 
 
@@ -263,7 +273,7 @@ def test_a_gated_worker_that_is_quiesced_accepts_nobody(
         served.do(served.daemon.quiesce)
         opened = served.daemon.open
         assert opened <= 13 and board.slot(OWN)[Field.ACCEPTING] == 0
-        fact = served.loop.now() + 4 * module._FORGET_S
+        fact = served.loop.now() + 10 * PATIENCE_S
         served.until(lambda: served.loop.now() > fact)
         assert served.daemon.open == opened
         served.do(served.daemon.resume)

@@ -24,9 +24,10 @@ from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.core.connection import State
-from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, encode
+from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record, decode, packet, write
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
+from quiesce.worker.loops.base import ERROR, HANGUP
 from quiesce.worker.net import lane_writer, room
 from quiesce.worker.net.lane_reader import Lanes
 from quiesce.worker.net.lane_writer import Target
@@ -37,6 +38,10 @@ WAIT = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
 BIG = b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n"
 BIG_BYTES = 3_000_000
 KINDS = ("native", "wsgi", "asgi")
+
+
+def encode(records: list[Record]) -> bytes:
+    return packet([write(record) for record in records])
 
 
 class Gate:
@@ -325,6 +330,15 @@ def test_an_empty_line_in_two_packets_is_no_request_and_does_not_live_longer_by_
         assert ask(client) == b"old", "nobody was owed a 408"
 
 
+def test_the_end_of_who_had_its_descriptor_before_is_not_its_own() -> None:
+    """In one turn a connection leaves, whose client is reset then, and another one gets its number."""
+    with staged() as stage:
+        (client,) = stage.idle()
+        (connection,) = stage.old.do(lambda: list(stage.old.daemon.roster.all))
+        stage.old.do(lambda: connection.ready(ERROR | HANGUP))
+        assert ask(client) == b"old"
+
+
 # -- what stays ----------------------------------------------------------------------------------
 
 
@@ -593,9 +607,9 @@ def test_pipelined_input_of_one_that_cannot_go_is_answered_here() -> None:
 
 def test_a_lane_that_is_full_is_a_lane_that_is_asked_again() -> None:
     with staged(reads=False) as stage:
-        stage.writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         clients = stage.idle(40)
         target = stage.target(readers=20)  # two a packet
+        stage.writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         moved = stage.hand_over(target)
         stage.old.until(lambda: stage.old.daemon.moving is None and stage.old.daemon._mover.moved > 0)
         in_lane = stage.old.do(lambda: stage.old.daemon._mover.moved)
@@ -623,15 +637,18 @@ def test_no_more_than_a_quarter_of_the_descriptor_limit_lies_in_a_lane(
         assert {ask(client) for client in clients} == {b"new"}
 
 
-def test_where_nobody_says_what_lies_in_a_lane_there_is_one_packet_at_a_time() -> None:
+def test_where_nobody_says_what_lies_in_a_lane_what_was_sent_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_writer, "soft_limit", lambda: 16)
     with staged(reads=False) as stage:
         clients = stage.idle(6)
         target = Target("new", stage.writer.dup(), readers=3)
         moved = stage.hand_over(target)
-        stage.old.until(lambda: stage.old.daemon._mover.moved > 0)
+        stage.old.until(lambda: stage.old.daemon._mover.moved == 4)
         for _ in range(3):
             stage.old.do(lambda: None)
-        assert stage.old.do(lambda: stage.old.daemon._mover.moved) == 2
+        assert (target.room(), stage.old.do(lambda: stage.old.daemon._mover.moved)) == (0, 4)
         stage.read()
         assert moved.figures() == (6, 0)
         assert {ask(client) for client in clients} == {b"new"}
@@ -680,6 +697,22 @@ def test_without_room_nothing_is_read_and_nothing_is_lost(monkeypatch: pytest.Mo
         limit[0] = 20_000
         stage.arrived(3)
         assert {ask(client) for client in clients} == {b"new"}
+
+
+def test_where_descriptors_are_few_packets_are_small_and_a_little_room_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a worker with 700 connections of 1,024 descriptors would leave those of its predecessor in the lane."""
+    monkeypatch.setattr(lane_writer, "soft_limit", lambda: 1024)
+    monkeypatch.setattr(room, "soft_limit", lambda: 1024)
+    for hard, used, enough in ((1024, 900, True), (1024, 950, False), (4096, 900, False), (4096, 700, True)):
+        monkeypatch.setattr(room, "hard_limit", lambda hard=hard: hard)
+        monkeypatch.setattr(room, "_said_by_kernel", lambda used=used: used)
+        assert room.Room().has_room() is enough, (hard, used)
+    with staged(reads=False) as stage:
+        target = stage.target()
+        assert target.room() == 16
+        target.close()
 
 
 @pytest.mark.parametrize("says", [0, 5000])
@@ -794,6 +827,55 @@ def test_a_drain_whose_lane_has_ended_says_close_as_ever() -> None:
         assert (reply.body, reply.get("connection")) == (b"old", "close")
         client.close()
         assert drained.wait(PATIENCE_S)
+
+
+def test_a_drain_that_gets_another_lane_says_close_to_nobody() -> None:
+    """The release that it hands over to is replaced itself, while somebody waits to be moved."""
+    with staged() as stage, stage.old.connect() as client:
+        first, second = stage.target(), stage.target()
+        daemon, answer = stage.old.daemon, stage.old.daemon.app.handle
+
+        def handle(exchange: Any) -> None:
+            if exchange.request.path == "/wait":
+                stage.old.loop.call_soon_threadsafe(lambda: daemon.hand_over_to(second))
+                daemon.hand_over_to(first)
+                daemon.drain(PATIENCE_S, lambda: None)
+                stage.gate.opened.set()
+            answer(exchange)
+
+        daemon.app.handle = handle  # type: ignore[method-assign]
+        client.sendall(WAIT + GET * 3)
+        assert read_bodies(client, 4)[0] == [b"old"] + [b"new"] * 3
+        assert ask(client) == b"new"
+
+
+@pytest.mark.parametrize("pipelined", [0, 3])
+def test_a_lane_that_ends_while_the_order_for_another_one_waits_costs_nobody(pipelined: int) -> None:
+    """Who ends it says so before: but a packet may be on its way to it before that order is read."""
+    orders: list[Callable[[], None]] = []
+
+    def before() -> None:
+        while orders:
+            orders.pop()()
+
+    with staged("wsgi", before_accept=before) as stage, stage.old.connect() as client:
+        client.sendall(WAIT + GET * pipelined)
+        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        daemon, moved = stage.old.daemon, Moved()
+        ended, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        first, second = Target("first", ended, other.detach()), stage.target()
+
+        def begin() -> None:
+            daemon.hand_over_to(first)
+            daemon.drain(PATIENCE_S, lambda: None)
+            ended.shutdown(socket.SHUT_WR)
+            orders.append(lambda: daemon.hand_over_to(second, moved))
+
+        stage.old.do(begin)
+        stage.gate.opened.set()
+        assert read_bodies(client, 1 + pipelined)[0] == [b"old"] + [b"new"] * pipelined
+        assert moved.figures() == (1, 0)
+        assert ask(client) == b"new"
 
 
 def test_at_the_deadline_those_that_could_not_go_are_ended_politely() -> None:
@@ -1024,7 +1106,9 @@ def test_the_peer_is_who_the_socket_says() -> None:
     """A record says who was accepted; the socket cannot lie."""
     with staged() as stage:
         (client,) = stage.idle()
-        server = stage.old.do(lambda: [c.sock.dup() for c in stage.old.daemon.roster.all])[0]
+        server = socket.socket(
+            fileno=stage.old.do(lambda: [os.dup(c.fd) for c in stage.old.daemon.roster.all])[0]
+        )
         send_fds(stage.writer, encode([PEERS]), [server.fileno()])
         stage.arrived(1)
         peers = stage.new.do(lambda: [(c.peer, c.local) for c in stage.new.daemon.roster.all])
@@ -1088,7 +1172,8 @@ def test_a_message_that_was_cut_is_said_and_leaks_nothing(capfd: pytest.CaptureF
             ours.settimeout(PATIENCE_S)
             assert ours.recv(1) == b""
             ours.close()
-        assert "lane 'new'" in capfd.readouterr().err
         (client,) = stage.idle()
+        stage.new.do(lambda: None)  # it is said after they were closed
+        assert "lane 'new'" in capfd.readouterr().err
         stage.hand_over().figures()
         assert ask(client) == b"new"  # the next packet is read

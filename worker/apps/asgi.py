@@ -4,12 +4,14 @@ Source: ASGI specification 3.0, HTTP & WebSocket message format 2.3.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quiesce.worker.apps.lifespan import Lifespan
 from quiesce.worker.apps.loader import LoadError
+from quiesce.worker.core.response_head import Head, HeadMemo, encode
 
 if TYPE_CHECKING:
     from quiesce.worker.core.request import Request
@@ -31,7 +33,8 @@ class AsgiApp:
 
     def __init__(self, app: Any, loop: "AsyncioLoop") -> None:
         self._app, self._loop = app, loop
-        self._create_task = loop.aio.create_task
+        self._start = _starter(loop.aio)
+        self._heads = HeadMemo()
         self._lifespan = Lifespan(app, loop.aio)
         self._running = Running()
 
@@ -57,14 +60,23 @@ class AsgiApp:
 
     def handle(self, exchange: "Exchange") -> None:
         request = exchange.request
-        if _asks_for_websocket(request):
+        if request.offers_upgrade and _asks_for_websocket(request):
             _refuse(exchange)
             return
         scope = scope_of(request)
         if self._lifespan.is_supported:
             scope["state"] = self._lifespan.state.copy()
-        cycle = Cycle(exchange, self._loop.aio, self._running)
-        cycle.task = self._create_task(cycle.run(self._app, scope))
+        cycle = Cycle(exchange, self._loop.aio, self._running, self._heads)
+        task = self._start(cycle.run(self._app, scope))
+        if not task.done():
+            cycle.task = task
+
+
+def _starter(aio: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]:
+    """Makes a task, which runs to its first wait at once where Python can do that: then it costs no turn."""
+    if sys.version_info >= (3, 12):
+        return partial(asyncio.Task, loop=aio, eager_start=True)
+    return aio.create_task
 
 
 class Running(set["Cycle"]):
@@ -80,15 +92,16 @@ class Running(set["Cycle"]):
 
 def scope_of(request: "Request") -> dict[str, Any]:
     """The connection scope of one request."""
+    raw_path, path, query = request.split
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": request.version,
         "method": request.method.upper(),
         "scheme": request.scheme,
-        "path": request.path,
-        "raw_path": request.raw_path,
-        "query_string": request.query,
+        "path": path,
+        "raw_path": raw_path,
+        "query_string": query,
         "root_path": "",
         "headers": request.headers,
         "client": request.peer,
@@ -119,15 +132,17 @@ class Cycle:
     """One request and its response: the application's ``receive`` and ``send``.  All in the loop's thread."""
 
     __slots__ = (
-        "_aio", "_chunks", "_complete", "_exchange", "_head", "_hung_up", "_more", "_paused", "_queued",
+        "_aio", "_chunks", "_complete", "_exchange", "_head", "_heads", "_hung_up", "_more", "_paused", "_queued",
         "_reader", "_reading", "_running", "_started", "_writer", "task",
     )  # fmt: skip
 
-    def __init__(self, exchange: "Exchange", aio: asyncio.AbstractEventLoop, running: Running) -> None:
+    def __init__(
+        self, exchange: "Exchange", aio: asyncio.AbstractEventLoop, running: Running, heads: HeadMemo
+    ) -> None:
         self.task: asyncio.Task[None] | None = None
-        self._exchange, self._aio, self._running = exchange, aio, running
+        self._exchange, self._aio, self._running, self._heads = exchange, aio, running, heads
         running.add(self)  # not a callback of the task: each would cost a turn of asyncio's queue
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] | None = None  # made when there is a body
         self._queued = 0  # bytes in _chunks
         self._more = True  # there is body that receive() has not returned
         self._reading = self._paused = False
@@ -137,7 +152,6 @@ class Cycle:
         self._started = self._complete = False
         self._hung_up = False  # the client has gone, or sends no more: the application hears the same of both
         exchange.on_disconnect = self._on_disconnect
-        exchange.on_writable = self._on_writable
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
         """Call the application and make sure that there is an end."""
@@ -150,7 +164,7 @@ class Cycle:
             # KeyboardInterrupt and SystemExit too: from a task, asyncio would let them end the whole worker.
             self._fail(exc)
         else:
-            if self._hung_up and not self._complete:
+            if (self._hung_up or self._exchange.disconnected) and not self._complete:
                 self._exchange.abort()  # it was told, and stopped
             elif not self._complete:
                 what = "a whole response" if self._started or self._head else "a response"
@@ -165,8 +179,11 @@ class Cycle:
     def _over(self) -> None:
         """The application has returned; a task that it left behind finds only http.disconnect."""
         self._complete = True
+        if self._writer is None:
+            self._exchange.on_disconnect = None  # else they would hold each other until the collector comes
         self._running.over(self)
-        self._wake(self._reader)
+        if self._reader is not None:
+            self._wake(self._reader)
 
     # -- request ------------------------------------------------------------------------
 
@@ -184,8 +201,9 @@ class Cycle:
                 await self._until_readable()
 
     def _next_part(self) -> dict[str, Any]:
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+        chunks, self._chunks = self._chunks, None
+        assert chunks is not None
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._queued = 0
         return {"type": "http.request", "body": data, "more_body": self._more}
 
@@ -204,6 +222,8 @@ class Cycle:
     def _on_body(self, data: bytes, more: bool) -> None:
         self._more = more
         if data or not more:
+            if self._chunks is None:
+                self._chunks = []
             self._chunks.append(data)
             self._queued += len(data)
         if more and self._queued >= BODY_HIGH and not self._paused:
@@ -251,19 +271,31 @@ class Cycle:
         if exchange.disconnected:
             return  # specification 2.3: sending to a client that has gone does nothing
         if self._head is not None:
-            status, headers = self._head
-            exchange.start(status, [(bytes(name), bytes(value)) for name, value in headers])
+            exchange.start_head(self._encoded(*self._head))
             self._head, self._started = None, True
         if not more:
             self._complete = True
-            exchange.finish(bytes(data))
-            self._wake(self._reader)
+            exchange.finish(data if type(data) is bytes else bytes(data))
+            if self._reader is not None:
+                self._wake(self._reader)
             return
         queued = exchange.write(bytes(data))
         while queued > OUT_HIGH and not exchange.disconnected:
+            exchange.on_writable = self._on_writable
             self._writer = self._aio.create_future()
             await self._writer
             queued = exchange.write(b"")
+
+    def _encoded(self, status: int, headers: Any) -> Head:
+        key = status, tuple(headers)
+        try:
+            head = self._heads.get(key)
+        except TypeError:  # pairs that are lists, or no bytes objects
+            return encode(status, [(bytes(name), bytes(value)) for name, value in key[1]])
+        if head is None:
+            head = encode(status, [(bytes(name), bytes(value)) for name, value in key[1]])
+            self._heads.keep(key, head)
+        return head
 
     def _on_writable(self) -> None:
         self._wake(self._writer)

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from quiesce.worker.core.rejected import REASONS
-from quiesce.worker.core.request import Header, Request, unquote
-from quiesce.worker.core.response_head import BadResponse
+from quiesce.worker.core.request import Address, Header, Request, unquote
+from quiesce.worker.core.response_head import BadResponse, Head, HeadMemo, encode
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.parts import Parts
 
@@ -72,9 +72,14 @@ class WsgiApp:
             "wsgi.file_wrapper": FileWrapper,
             "SERVER_SOFTWARE": "quiesce",
         }
+        self._bases: dict[
+            tuple[Address, str, bool], Environ
+        ] = {}  # with what a listener's requests have in common
+        self._targets: dict[bytes, tuple[str, str, str]] = {}  # PATH_INFO, QUERY_STRING, REQUEST_URI
+        self._heads = HeadMemo()
 
     def handle(self, exchange: Exchange) -> None:
-        call = _Call(exchange)
+        call = _Call(exchange, self._heads)
         result = self._application(self._environ(exchange), call.start_response)
         if type(result) is list and not call.wrote:
             call.send_whole(result)  # the usual case, and a list has no close()
@@ -83,18 +88,15 @@ class WsgiApp:
 
     def _environ(self, exchange: Exchange) -> Environ:
         request = exchange.request
-        environ = self._base.copy()
-        local, peer = request.local, request.peer
-        target = request.target.decode("latin-1")
+        environ = self._base_of(request.local, request.scheme, exchange.may_wait).copy()
         environ["REQUEST_METHOD"] = request.method
-        environ["PATH_INFO"] = unquote(request.raw_path).decode("latin-1")
-        environ["QUERY_STRING"] = request.query.decode("latin-1")
-        environ["RAW_URI"] = environ["REQUEST_URI"] = target
+        target = self._targets.get(request.target) or self._learn_target(request)
+        environ["PATH_INFO"], environ["QUERY_STRING"], uri = target
+        environ["RAW_URI"] = environ["REQUEST_URI"] = uri
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
-        environ["wsgi.url_scheme"] = request.scheme
         environ["wsgi.input"] = exchange.body if exchange.body is not None else BytesIO()
         environ["wsgi.errors"] = sys.stderr
-        environ["wsgi.multithread"] = exchange.may_wait  # a thread of the pool: others run beside it
+        peer = request.peer
         if peer is None:
             environ["REMOTE_ADDR"] = ""
         else:
@@ -111,11 +113,29 @@ class WsgiApp:
             if key in environ:
                 text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{text}"
             environ[key] = text
-        if local is not None:
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = local[0], str(local[1])
-        else:
+        if request.local is None:
             _name_from_host(environ, request)
         return environ
+
+    def _base_of(self, local: Address, scheme: str, multithread: bool) -> Environ:
+        base = self._bases.get((local, scheme, multithread))
+        if base is None:
+            base = self._base | {"wsgi.url_scheme": scheme, "wsgi.multithread": multithread}
+            if local is not None:
+                base |= {"SERVER_NAME": local[0], "SERVER_PORT": str(local[1])}
+            if len(self._bases) >= _MOST_KEYS:
+                self._bases.clear()
+            self._bases[(local, scheme, multithread)] = base
+        return base
+
+    def _learn_target(self, request: Request) -> tuple[str, str, str]:
+        path = unquote(request.raw_path).decode("latin-1")
+        target = path, request.query.decode("latin-1"), request.target.decode("latin-1")
+        if len(request.target) <= _LONGEST_KEY:
+            if len(self._targets) >= _MOST_KEYS:
+                self._targets.clear()
+            self._targets[request.target] = target
+        return target
 
 
 def _learn(name: bytes) -> str:
@@ -139,10 +159,11 @@ def _name_from_host(environ: Environ, request: Request) -> None:
 class _Call:
     """One call of the application: what start_response and write do."""
 
-    __slots__ = ("_exchange", "wrote")
+    __slots__ = ("_exchange", "_heads", "wrote")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, heads: HeadMemo) -> None:
         self._exchange = exchange
+        self._heads = heads
         self.wrote = False
 
     def start_response(
@@ -158,11 +179,25 @@ class _Call:
                 exc_info = None  # a cycle through the frame
         elif exchange.status:
             raise AssertionError("start_response was called twice without exc_info")
+        if exchange.started:
+            raise BadResponse("the response has begun; its head cannot be said again")
+        if type(headers) is not list:
+            headers = list(headers)
+        try:
+            head = self._heads.get((status, *headers))
+        except TypeError:  # pairs that are lists
+            head = None
+        exchange.start_head(head or self._encoded(status, headers))
+        return self.write
+
+    def _encoded(self, status: str, headers: list[tuple[str, str]]) -> Head:
         code, _, reason = status.partition(" ")
         if len(code) != 3 or not code.isdigit():
             raise BadResponse(f"the status {status!r} does not begin with three digits")
-        exchange.start(int(code), _encode(headers), _reason(int(code), reason))
-        return self.write
+        head = encode(int(code), _encode(headers), _reason(int(code), reason))
+        if all(type(pair) is tuple for pair in headers):
+            self._heads.keep((status, *headers), head)
+        return head
 
     def write(self, data: bytes) -> None:
         """The callable that start_response returns.  Older than iterables; it sends at once."""
@@ -194,6 +229,9 @@ class _Call:
         exchange = self._exchange
         if not exchange.status:
             raise AssertionError("the application returned without calling start_response")
+        if len(parts) == 1 and type(parts[0]) is bytes:
+            exchange.finish(parts[0])
+            return
         size = sum(map(len, parts))
         if size <= _JOIN_BELOW or len(parts) == 1:
             exchange.finish(b"".join(parts))

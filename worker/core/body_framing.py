@@ -103,14 +103,15 @@ class ChunkedDecoder:
 
     # fmt: off
     __slots__ = (
-        "_buffer", "_expect", "_left", "_limit", "_padding", "_total", "_trailer_bytes", "done", "left", "rest",
-        "trailers",
+        "_buffer", "_checked", "_expect", "_left", "_limit", "_padding", "_total", "_trailer_bytes", "done", "left",
+        "rest", "trailers",
     )
     # fmt: on
 
     def __init__(self, limit: int, trailer_bytes: int) -> None:
         """``limit``: largest payload (0 = none); ``trailer_bytes``: largest trailer section."""
         self._buffer = b""  # an incomplete line
+        self._checked = 0  # so much of it was looked at: it may come byte by byte
         self._expect = "size"  # size → data → end → size …; size 0 → trailer
         self._left = 0  # of the chunk
         self._limit = limit
@@ -164,16 +165,17 @@ class ChunkedDecoder:
     def _line_end(self, data: bytes, at: int) -> int:
         """Where the line that starts at ``at`` ends, or -1.  A bare CR or LF never ends one."""
         limit = _MAX_LINE if self._expect == "size" else self._trailer_bytes
-        eol = data.find(b"\r\n", at)
+        checked, self._checked = at + self._checked, 0
+        eol = data.find(b"\r\n", checked)
         end = eol if eol >= 0 else len(data) - data.endswith(b"\r")
         # The first fault in the order of bytes decides, however they come.
-        line = data[at:end] if end - at <= limit else data[at : at + limit]
-        if len(line.translate(None, _NOT_TEXT)) != len(line):
-            raise Rejected(400, "control characters in a chunk's size or trailer")
+        _check_text(data[checked : min(end, at + limit)])
         if end - at > limit:
             if self._expect == "size":
                 raise Rejected(400, "a chunk's size line is too long")
             raise Rejected(431, "the trailer section is too large")
+        if eol < 0:
+            self._checked = end - at
         return eol
 
     def _size(self, line: bytes) -> None:
@@ -202,6 +204,11 @@ class ChunkedDecoder:
         if self._trailer_bytes < 0:
             raise Rejected(431, "the trailer section is too large")
         self.trailers.append((name.lower(), value.strip(b" \t")))
+
+
+def _check_text(part: bytes) -> None:
+    if len(part.translate(None, _NOT_TEXT)) != len(part):
+        raise Rejected(400, "control characters in a chunk's size or trailer")
 
 
 def decoder(length: int, limit: int, trailer_bytes: int) -> "LengthDecoder | ChunkedDecoder":

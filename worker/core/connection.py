@@ -24,6 +24,8 @@ class State(Enum):
     LINGERING = "lingering"  # our FIN is out: we read until theirs comes, or our close would be a reset
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and each step looks twice into a table
+
 
 class Event(Enum):
     BYTES = "bytes of a head that is not complete"
@@ -43,6 +45,8 @@ class Event(Enum):
     LOST = "reset by the client, or cut by us"
     HANDED_OVER = "another process has it: it lies in a lane"
     CAME_IDLE = "it came by a lane, from a process that has answered on it"
+
+    __hash__ = object.__hash__
 
 
 class Action(Enum):

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import httptools
 
 from quiesce.worker.core.body_framing import TOKEN, body_length
+from quiesce.worker.core.head_memo import HeadMemo, Judged
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Header, Request
@@ -40,6 +41,7 @@ _DECIDING = frozenset(
         b"proxy-connection",
     )
 )
+_HARMLESS = frozenset((b"host", b"connection"))  # known, they need no second look
 _LINE = b"GET / HTTP/1.1\r\n"
 _REMEMBERED = 100  # longer names and hosts are not kept: a thousand as long as a head would be 32 MB
 _LONGEST_METHOD = 64
@@ -52,6 +54,9 @@ class HeadParser:
         self._limits = limits
         self._names: dict[bytes, bytes] = {}  # as sent → lower case; bounded
         self._hosts: set[bytes] = set()  # found to be good; bounded
+        self._headers: list[Header] = []
+        self._deciding: list[Header] = []
+        self._memo = HeadMemo(limits, self._good_line, self._good_fields)
         self._renew()
 
     def _renew(self) -> None:
@@ -120,7 +125,7 @@ class HeadParser:
             raise Rejected(414, f"the request line is longer than {limits.line_bytes} bytes")
         _check_bytes(line)
         if eol >= 0:
-            _request_line(line)
+            request_line(line)
         return max(eol, 0)
 
     def parse(self, head: bytes) -> Request:
@@ -132,6 +137,9 @@ class HeadParser:
         Raises:
             Rejected: 400, 413, 414, 417, 431, 501 or 505.
         """
+        return self._memo.request(head) or self._parse(head)
+
+    def _parse(self, head: bytes) -> Request:
         limits = self._limits
         eol = head.find(b"\r\n")
         newlines = head.count(b"\n")
@@ -143,7 +151,7 @@ class HeadParser:
             or len(head.translate(None, _CONTROL)) != len(head)
         ):
             self.check_part(head)  # which says what it is
-        method, target, version = _request_line(head[:eol])
+        method, target, version = request_line(head[:eol])
         fields = newlines - 2  # all lines but the first and the last
         if fields > limits.header_count:
             raise Rejected(431, f"more than {limits.header_count} fields")
@@ -175,7 +183,43 @@ class HeadParser:
                 self._check_host(host)
         if target[:1] != b"/":
             _prefer_target_host(request)
+        elif version == "1.1" and headers[0][0] == b"host" and _names(deciding) <= _HARMLESS:
+            self._memo.learn(head, headers)
         return request
+
+    def _good_line(self, line: bytes) -> tuple[str, bytes, str] | None:
+        """Method, target and version of a good request line."""
+        if len(line) > self._limits.line_bytes:
+            return None
+        try:
+            return request_line(line)  # with a control character in it, it is none
+        except Rejected:
+            return None
+
+    def _good_fields(self, part: bytes, count: int) -> Judged | None:
+        """Some lines of a head, if they are fields that decide at most about the connection."""
+        if part[:1] in b" \t" or part.count(b"\n") != count - 1 or part.count(b"\r") != count - 1:
+            return None
+        if len(part.translate(None, _CONTROL)) != len(part):
+            return None
+        headers: list[Header] = []
+        deciding: list[Header] = []
+        self._headers, self._deciding = headers, deciding
+        try:
+            self._parser.feed_data(b"%s%s\r\n\r\n" % (_LINE, part))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, Rejected):
+            self._renew()
+            return None
+        if not deciding and len(headers) == count:
+            return headers, True
+        self._renew()
+        if len(headers) != count or _names(deciding) != {b"connection"}:
+            return None
+        return headers, b"close" not in _elements(value for _, value in deciding)
+
+
+def _names(headers: list[Header]) -> set[bytes]:
+    return {name for name, _ in headers}
 
 
 def _check_bytes(part: bytes) -> None:
@@ -186,7 +230,7 @@ def _check_bytes(part: bytes) -> None:
         raise Rejected(400, "control characters in the header section")
 
 
-def _request_line(line: bytes) -> tuple[str, bytes, str]:
+def request_line(line: bytes) -> tuple[str, bytes, str]:
     """Method, target and version.  RFC 9112 §3 allows for more white space, and §11.2 says what that is worth."""
     parts = line.split(b" ")
     if len(parts) != 3:
@@ -260,6 +304,7 @@ def _decide(request: Request, deciding: list[Header], body_limit: int) -> list[b
     expected = _elements(values.get(b"expect", ()))
     if expected - {b"100-continue"}:
         raise Rejected(417, "the only expectation known here is 100-continue")
+    request.offers_upgrade = b"upgrade" in values
     request.expects_continue = bool(expected) and request.version == "1.1"
     return hosts
 

@@ -37,12 +37,13 @@ class Rejected(Exception):
 
 def reply(rejected: Rejected, date: bytes, *, head_only: bool = False) -> bytes:
     """The whole answer, which always closes: after a request that we did not understand we cannot say
-    where the next one begins.  ``date`` is the value of the Date field.
+    where the next one begins.  ``date`` is the value of the Date field; empty: there is none.
     """
     text = f"{rejected.status} {REASONS[rejected.status]}: {rejected.reason}\n".encode("latin-1", "replace")
     retry = b"Retry-After: %d\r\n" % rejected.retry_after_s if rejected.retry_after_s else b""
+    dated = b"Date: %s\r\n" % date if date else b""
     head = (
-        b"HTTP/1.1 %d %s\r\nDate: %s\r\n%sContent-Type: text/plain; charset=utf-8\r\n"
+        b"HTTP/1.1 %d %s\r\n%s%sContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: %d\r\nConnection: close\r\n\r\n"
-    ) % (rejected.status, REASONS[rejected.status].encode(), date, retry, len(text))
+    ) % (rejected.status, REASONS[rejected.status].encode(), dated, retry, len(text))
     return head if head_only else head + text

@@ -24,6 +24,16 @@ def unquote(raw: bytes) -> bytes:
     return b"".join(parts)
 
 
+def split_target(target: bytes) -> tuple[bytes, str, bytes]:
+    """The path as sent, the path decoded (UTF-8, or else Latin-1), and the query, of a target in origin-form."""
+    path, _, query = target.partition(b"#")[0].partition(b"?")
+    decoded = unquote(path)
+    try:
+        return path, decoded.decode(), query
+    except UnicodeDecodeError:
+        return path, decoded.decode("latin-1"), query
+
+
 class Request:
     """What the client asked for.
 
@@ -46,6 +56,7 @@ class Request:
     # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
     length = 0  # of the body in bytes; -1 = chunked
     expects_continue = False
+    offers_upgrade = False
     _raw_path: bytes | None = None
 
     def __init__(
@@ -66,20 +77,20 @@ class Request:
                 target = b"/" if query < 0 else b"/" + target[query:]
             else:
                 target = target[start:]
-        target = target.partition(b"#")[0]
-        path, _, self._query = target.partition(b"?")
-        self._raw_path = path
-        decoded = unquote(path)
-        try:
-            self._path = decoded.decode()
-        except UnicodeDecodeError:
-            self._path = decoded.decode("latin-1")
+        self._raw_path, self._path, self._query = split_target(target)
 
     @property
     def asks_keep_alive(self) -> bool:
         """Connection says keep-alive in so many words, and not close."""
         said = b",".join(value for name, value in self.headers if name == b"connection").lower()
         return self.keep_alive and b"keep-alive" in said
+
+    @property
+    def split(self) -> tuple[bytes, str, bytes]:
+        """``raw_path``, ``path`` and ``query``."""
+        if self._raw_path is None:
+            self._split()
+        return self._raw_path, self._path, self._query  # type: ignore[return-value]
 
     @property
     def raw_path(self) -> bytes:

@@ -8,6 +8,7 @@ from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 Body = bytes | str | Iterable[bytes]
 
+NOTHING_CACHED = (b"never", b"", b"")  # an empty date is one
 SMALL = 16 * 1024  # so much body is copied behind its head and kept; more goes out from where it lies
 
 
@@ -43,7 +44,7 @@ class Response:
             if headers is None
             else encode(status, _fields(headers, content_type or _TEXT))
         )
-        self._cached = (b"", b"", b"")  # date, connection, bytes: one store, for threads
+        self._cached = NOTHING_CACHED  # date, connection, bytes: one store, for threads
 
     @classmethod
     def file(
@@ -85,7 +86,7 @@ def _plain_head(status: int, content_type: str | None) -> Head:
     key = (status, content_type)
     head = _plain.get(key)
     if head is None:
-        head = encode(status, [(b"Content-Type", _encode(content_type or _TEXT))])
+        head = encode(status, [(b"Content-Type", encode_text(content_type or _TEXT))])
         if len(_plain) < 1000:
             _plain[key] = head
     return head
@@ -93,13 +94,18 @@ def _plain_head(status: int, content_type: str | None) -> Head:
 
 def _fields(headers: Headers, content_type: str) -> list[Header]:
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    fields = [(_encode(name), _encode(value)) for name, value in pairs]
+    fields = [(encode_text(name), encode_text(value)) for name, value in pairs]
     if not any(name.lower() == b"content-type" for name, _ in fields):
-        fields.append((b"Content-Type", _encode(content_type)))
+        fields.append((b"Content-Type", encode_text(content_type)))
     return fields
 
 
-def _encode(text: str) -> bytes:
+def encode_text(text: str) -> bytes:
+    """A name or value as it is sent.
+
+    Raises:
+        BadResponse: It holds what Latin-1 does not know.
+    """
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:

@@ -19,6 +19,7 @@ _DROPPED = frozenset(
 )
 _CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
 _SPECIAL = _DROPPED | {_CONNECTION, _LENGTH, _DATE}
+_MOST_KEPT = 2048  # bytes of a head
 _names: dict[bytes, bytes] = {}  # as given → lower case; bounded
 
 
@@ -29,7 +30,7 @@ class BadResponse(ValueError):
 class Head:
     """A checked head without framing, Date and Connection, which depend on what comes after it."""
 
-    __slots__ = ("close", "dated", "length", "lines", "status")
+    __slots__ = ("close", "dated", "is_plain", "length", "lines", "status")
 
     def __init__(self, status: int, lines: bytes, length: int, close: bool, dated: bool) -> None:
         self.status = status
@@ -37,6 +38,7 @@ class Head:
         self.length = length  # what Content-Length says, -1 if it is not given
         self.close = close  # the application said Connection: close
         self.dated = dated
+        self.is_plain = length < 0 and not close and status not in _NO_BODY  # says nothing about its framing
 
     def fields(self) -> list[Header]:
         """What was said, as pairs."""
@@ -103,6 +105,47 @@ def encode(status: int, headers: Iterable[Header], reason: bytes = b"") -> Head:
     ):
         raise BadResponse("a status or header holds CR, LF, NUL or another control character")
     return Head(status, lines, length, close, dated)
+
+
+def interim(status: int, headers: Iterable[Header]) -> bytes:
+    """A whole interim response (RFC 9110 §15.2): a head that another one follows.
+
+    Raises:
+        BadResponse: It may not be said.  101 ends HTTP, 100 is the daemon's to say.
+    """
+    if not 102 <= status <= 199:
+        raise BadResponse(f"{status} is not the status of an interim response of the application")
+    parts = [b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, "").encode())]
+    for name, value in headers:
+        if (_names.get(name) or _learn(name)) in _SPECIAL:
+            raise BadResponse(f"an interim response says nothing of framing or the connection: {name!r}")
+        parts.append(b"%s: %s\r\n" % (name, value))
+    lines = b"".join(parts)
+    if (
+        lines.count(b"\n") != len(parts)
+        or lines.count(b"\r") != len(parts)
+        or len(lines.translate(None, _CONTROL)) != len(lines)
+    ):
+        raise BadResponse("a header holds CR, LF, NUL or another control character")
+    return lines + b"\r\n"
+
+
+class HeadMemo:
+    """Heads that were encoded before, by what the application said.  Bounded; nothing with Set-Cookie stays."""
+
+    def __init__(self, most: int = 500) -> None:
+        self._most = most
+        self._heads: dict[object, Head] = {}
+        self.get = self._heads.get
+        """``get(key)``, of status and headers; TypeError if they cannot be a key: then they are encoded afresh."""
+
+    def keep(self, key: object, head: Head) -> None:
+        """Answer with this head from now on."""
+        if len(head.lines) > _MOST_KEPT or b"\r\nset-cookie:" in head.lines.lower():
+            return
+        if len(self._heads) >= self._most:
+            self._heads.clear()
+        self._heads[key] = head
 
 
 def has_no_body(status: int) -> bool:

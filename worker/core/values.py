@@ -6,6 +6,7 @@ Source: application/x-www-form-urlencoded (WHATWG URL §5.1) for arguments; RFC 
 from collections.abc import Callable
 
 from quiesce.worker.core.body_framing import TOKEN
+from quiesce.worker.core.discipline import Cookies
 from quiesce.worker.core.request import unquote
 
 Value = tuple[str, str | None]
@@ -39,20 +40,38 @@ def arguments(query: bytes, decode: Callable[[str], str] = unescape) -> list[Val
 _VALUE = bytes(octet for octet in range(0x21, 0x7F) if octet not in b'",;\\')  # RFC 6265: cookie-octet
 
 
-def cookies(field: bytes) -> list[Value]:
-    """The cookies of one Cookie field: those before the first that is malformed.
+_LOOSE = Cookies()
 
-    White space round a pair is forgiven, an empty item too; a value may stand in quotes, which are taken off.
+
+def cookies(field: bytes, rules: Cookies = _LOOSE) -> list[Value]:
+    """The cookies of one Cookie field: those before the first that is malformed, or none of them.
+
+    A value may stand in quotes, which are taken off.
     """
     values: list[Value] = []
-    for item in field.split(b";"):
-        pair = item.strip(b" \t")
-        if not pair:
-            continue
-        name, equals, value = pair.partition(b"=")
-        if len(value) > 1 and value[:1] == value[-1:] == b'"':
-            value = value[1:-1]
-        if not equals or not name or name.translate(None, TOKEN) or value.translate(None, _VALUE):
-            break
-        values.append((text(name), text(value)))
+    for number, item in enumerate(field.split(b";")):
+        if rules.loose_spacing:
+            pair = item.strip(b" \t")
+            if not pair:
+                continue
+        else:  # one space behind each semicolon, and nothing else
+            pair = item[1:] if number and item[:1] == b" " else b"" if number else item
+        value = _cookie(pair, rules)
+        if value is None:
+            return [] if rules.all_or_none else values
+        values.append(value)
     return values
+
+
+def _cookie(pair: bytes, rules: Cookies) -> Value | None:
+    name, equals, value = pair.partition(b"=")
+    if rules.spaces_round_equals:
+        name, value = name.rstrip(b" \t"), value.lstrip(b" \t")
+    allowed = _VALUE
+    if len(value) > 1 and value[:1] == value[-1:] == b'"':
+        value = value[1:-1]
+        if rules.spaces_in_quotes:
+            allowed += b" \t"
+    if not equals or not name or name.translate(None, TOKEN) or value.translate(None, allowed):
+        return None
+    return text(name), text(value)

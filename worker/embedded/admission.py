@@ -38,6 +38,10 @@ class Admission:
         """May this one come?  ADMITTED and FULL are counted: :meth:`leave` must follow."""
         if self._policy is not None and not self._policy(peer):
             return Verdict.DENIED
+        return self.enter(peer)
+
+    def enter(self, peer: Address) -> Verdict:
+        """One comes whom no policy judges: another daemon has let it in.  Counted: :meth:`leave` must follow."""
         with self._changed:
             self.count += 1
             full = self.count > self._limit > 0

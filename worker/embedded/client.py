@@ -1,20 +1,27 @@
 """The engine's connection that tells how each of its requests ended.  One loop's thread."""
 
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from quiesce.worker.core.connection import Event
+from quiesce.worker.core.connection import Event, State
+from quiesce.worker.core.discipline import Discipline, Leniency, mend
+from quiesce.worker.core.http1 import request_line
 from quiesce.worker.core.rejected import Rejected
-from quiesce.worker.core.request import Address
+from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.termination import Termination, cause
 from quiesce.worker.net.deadline import Timed
-from quiesce.worker.net.ending import IDLE, LINGERING
+from quiesce.worker.net.ending import FLUSHING, IDLE, LINGERING, SENDING, SKIPPING, WORKING
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.stream import Connection as EngineConnection
 
 if TYPE_CHECKING:
     from quiesce.worker.daemon import Daemon as Engine
     from quiesce.worker.embedded.connection import Connection
+
+
+STAYS = (WORKING, SENDING, SKIPPING, FLUSHING)  # a FIN ends nothing here: what was asked for is answered
+BEFORE_A_REQUEST = (State.FRESH, State.IDLE, State.HEAD)
 
 
 class Client(EngineConnection):
@@ -37,11 +44,18 @@ class Client(EngineConnection):
     ) -> None:
         self.handle = handle
         self.timeout_s: float | None = None
-        self.trailers: list[tuple[bytes, bytes]] = []
+        self.trailers: Sequence[tuple[bytes, bytes]] = ()
         self._answered: Exchange | None = None
         self._cause: Termination | None = None
         self._at_fault = False  # the application
         EngineConnection.__init__(self, engine, sock, peer, local, scheme, False)
+
+    @classmethod
+    def of(cls, discipline: Discipline) -> "type[Client]":
+        """The kind for this level: the strict one has nothing of the others."""
+        if discipline.forgives:
+            return type("Lenient", (Forgiving, cls), {"__slots__": (), "forgives": discipline.forgives})
+        return cls if discipline.empty_lines else type("Pedantic", (Pedantic, cls), {"__slots__": ()})
 
     def begin(self) -> None:
         """A request is shown to the application."""
@@ -62,21 +76,50 @@ class Client(EngineConnection):
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
         if event is Event.SENT and self._answered is not None:
             self._ended(Termination.COMPLETED_OK)
-        elif self._cause is None:
+        elif self._cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
             self._cause = cause(event, rejected)
         EngineConnection.event(self, event, rejected)
         if self.exchange is None and self._answered is None and self.handle.has_request:
             self._ended(self._cause or Termination.READ_ERROR)  # the engine has taken it away
 
-    def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
+    def _part(self, data: bytes) -> None:
+        EngineConnection._part(self, data)
+        if self.state is State.HEAD and self._judged:
+            self._saw_line()
+
+    def refuse(self, rejected: Rejected) -> None:
+        if self.state in BEFORE_A_REQUEST:
+            self._saw_line()
+        EngineConnection.refuse(self, rejected)
+
+    def _begin_body(self, request: Request) -> None:
+        self.handle.saw_target(request.target)
+        EngineConnection._begin_body(self, request)
+
+    def _saw_line(self) -> None:
+        """Let the log have what was asked for, though its head is not complete, or will be refused."""
+        line, eol, _ = self._input.partition(b"\r\n")
+        if eol and self.handle.daemon.uri_log is not None:
+            try:
+                _, target, _ = request_line(line)
+            except Rejected:
+                return
+            self.handle.saw_target(target)
+
+    def complete(
+        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
+    ) -> None:
         if self.exchange is not exchange:
             return
         self._answered = exchange
-        EngineConnection.complete(self, exchange, keep, data, more)
+        EngineConnection.complete(self, exchange, keep, data, more, now)
         if self._answered is exchange and self.state is IDLE:
             self._ended(Termination.COMPLETED_OK)
         if self.state is IDLE and self.timeout_s is not None:
             self.arm(self.timeout_s)
+
+    def _another_follows(self) -> bool:
+        return False  # an answer is told to have been sent when it has been
 
     def _loud(self, heard: bool) -> None:
         EngineConnection._loud(self, heard)
@@ -109,8 +152,16 @@ class Client(EngineConnection):
         Timed.arm(self, seconds if own is None or self.state is LINGERING else own)
 
     def _body_done(self, payload: bytes) -> None:
-        self.trailers = getattr(self._decoder, "trailers", [])
+        self.trailers = getattr(self._decoder, "trailers", ())
         EngineConnection._body_done(self, payload)
+
+    def allowed_s(self, state: State) -> float:
+        own = self.timeout_s
+        return EngineConnection.allowed_s(self, state) if own is None else own
+
+    def _release(self) -> None:
+        EngineConnection._release(self)
+        self.handle.moved()
 
     def _close(self) -> None:
         EngineConnection._close(self)
@@ -118,3 +169,28 @@ class Client(EngineConnection):
         if self.handle.has_request:
             self._ended(self._cause or Termination.READ_ERROR)
         self.handle.closed()
+
+
+class Forgiving(EngineConnection):
+    """What the parser has refused is mended if the level forgives it, and read again."""
+
+    __slots__ = ()
+    forgives: frozenset[Leniency]
+
+    def refuse(self, rejected: Rejected) -> None:
+        if rejected.status == 400 and self.state in BEFORE_A_REQUEST:
+            judged = self._judged if self.state is State.HEAD else 0
+            mended, self._judged = mend(self._input, self.forgives, judged)
+            if mended != self._input:
+                self._process(mended)
+                return
+        super().refuse(rejected)
+
+
+class Pedantic(EngineConnection):
+    """An empty line is no request."""
+
+    __slots__ = ()
+
+    def _skip_empty_lines(self, data: bytes) -> bytes:
+        return data

@@ -1,18 +1,21 @@
 """One client as an embedding application sees it: its request, its upload, the answer that is queued."""
 
 from _thread import allocate_lock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, Flag
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.core.request import Address, Request
+from quiesce.worker.core.response import Headers
+from quiesce.worker.core.response import encode_text as latin1
+from quiesce.worker.core.response_head import interim
 from quiesce.worker.core.termination import Termination
 from quiesce.worker.core.values import Value, arguments, cookies, text
 from quiesce.worker.embedded.guard import guarded
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.sending import Pump, send
-from quiesce.worker.response import Options, Response
+from quiesce.worker.response import ICY, Options, Response
 
 if TYPE_CHECKING:
     from quiesce.worker.embedded.client import Client
@@ -62,6 +65,8 @@ class Upload:
     What a handler leaves is shown to it again, with what has come behind it.
     """
 
+    __slots__ = ("_data",)
+
     def __init__(self) -> None:
         self._data = b""
 
@@ -107,7 +112,7 @@ class Connection:
 
     # fmt: off
     __slots__ = (
-        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_parked", "_pump", "_queued", "_status",
+        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_logged", "_parked", "_pump", "_queued", "_status",
         "_suspended", "client", "daemon", "local", "peer", "request", "seat", "socket_context", "stage",
         "state", "upload",
     )
@@ -124,26 +129,27 @@ class Connection:
         self._exchange: Exchange | None = None
         self._suspended = False
         self._in_handler = False
+        self._logged = False  # uri_log has heard of a request that has not ended
         self._forget_request()
 
     def _forget_request(self) -> None:
         self._queued: Response | None = None
         self._status = 0
         self._pump: Pump | None = None
-        self._added: list[tuple[Kind, Value]] = []
+        self._added: tuple[tuple[Kind, Value], ...] = ()
         self._parked = False  # the loop has seen that we are suspended
         self._complete = False  # all of the body was delivered
         self.state: Any = None
         self.request: Request = _NONE
         self.stage = Stage.HEAD
-        self.upload = Upload()
+        self.upload = _NOTHING
 
     # -- for the handler ------------------------------------------------------------------------
 
     def queue(self, response: Response, status: int = 0) -> None:
-        """Answer with this, under its own status or another one: as soon as possible, but not before the handler
-        has returned, nor before a suspended connection is resumed.  The response has one reference more until it
-        is sent.
+        """Answer with this, under its own status or another one (``Response.ICY`` may be added): as soon as
+        possible, but not before the handler has returned, nor before a suspended connection is resumed.  The
+        response has one reference more until it is sent.
 
         Raises:
             NotNow: The request was answered already, or this is neither in the handler nor on a suspended
@@ -165,11 +171,35 @@ class Connection:
         if status != response.status:
             response.head_for(status)  # or BadResponse
         options = response.options if response.path is not None else Options.NONE
-        if options & Options.HEAD_ONLY and self.request.method != "HEAD" and status != 304:
+        if options & Options.HEAD_ONLY and self.request.method != "HEAD" and status & ~ICY != 304:
             raise NotNow("a response for HEAD only cannot answer this request")
         response.retain()
         self._queued = response
         self._status = status
+
+    def send_interim(self, status: int, headers: Headers = ()) -> bool:
+        """Say something before the answer, at once: 103 Early Hints with its links, 102 Processing.
+
+        Returns:
+            False if nothing was sent: the client's HTTP (1.0) knows no such thing, or it has gone.
+
+        Raises:
+            NotNow: The request was answered already, or this is neither in the handler nor on a suspended
+                connection.
+            BadResponse: It may not be said: 100 and 101, a field about framing or the connection, a line break.
+        """
+        pairs = headers.items() if isinstance(headers, Mapping) else headers
+        data = interim(status, [(latin1(name), latin1(value)) for name, value in pairs])
+        with self._lock:
+            exchange = self._exchange
+            if exchange is None or not (self._in_handler or self._suspended):
+                raise NotNow("an interim answer is said in the handler, or while the connection is suspended")
+            if self._queued is not None:
+                raise NotNow("this request has its answer already")
+            if self.request.version == "1.0" or exchange.disconnected:
+                return False
+        self.client.send(exchange, data)
+        return True
 
     def suspend(self) -> None:
         """Leave this request alone until :meth:`resume`: the handler is not called, no reader is asked, and no
@@ -200,7 +230,11 @@ class Connection:
             found += [(Kind.HEADER, (text(name), text(value))) for name, value in request.headers]
         if Kind.COOKIE in kinds:
             fields = [value for name, value in request.headers if name == b"cookie"]
-            found += [(Kind.COOKIE, pair) for value in fields for pair in cookies(value)]
+            found += [
+                (Kind.COOKIE, pair)
+                for value in fields
+                for pair in cookies(value, self.daemon.discipline.cookies)
+            ]
         if Kind.FOOTER in kinds:
             found += [(Kind.FOOTER, (text(name), text(value))) for name, value in self.trailers]
         return found + [item for item in self._added if item[0] in kinds]
@@ -215,11 +249,11 @@ class Connection:
 
     def add_value(self, kind: Kind, name: str, value: str | None) -> None:
         """Let this request have a value more, for whoever asks later."""
-        self._added.append((kind, (name, value)))
+        self._added += ((kind, (name, value)),)
 
     @property
     def trailers(self) -> list[tuple[bytes, bytes]]:
-        return self.client.trailers if self.stage is Stage.END else []
+        return list(self.client.trailers) if self.stage is Stage.END else []
 
     @property
     def timeout_s(self) -> float:
@@ -251,7 +285,7 @@ class Connection:
             self._suspended,
             self.timeout_s,
             self._header_size() if self._exchange is not None else None,
-            self._status if self._queued is not None else None,
+            self._status & ~ICY if self._queued is not None else None,
             self.socket_context,
         )
 
@@ -264,17 +298,33 @@ class Connection:
 
     @property
     def has_request(self) -> bool:
-        """The application was shown a request that has not ended."""
-        return self._exchange is not None
+        """The application was shown a request that has not ended, or its target."""
+        return self._exchange is not None or self._logged
+
+    def saw_target(self, target: bytes) -> None:
+        """A request line is complete; of what follows nothing has been looked at."""
+        log = self.daemon.uri_log
+        if log is None or self._logged:
+            return
+        self._forget_request()
+        self.client.begin()
+        self._logged = True
+        try:
+            self.state = log(self, text(target))
+        except Exception as exc:
+            self.daemon.complain(f"{log!r} failed", exc)
 
     def begin(self, exchange: Exchange, stage: Stage) -> None:
         """The engine has a request: its head and maybe some of its body, or the whole of it."""
-        self._forget_request()
+        if self.daemon.uri_log is None:
+            self.state = None
+            self.client.begin()
+        else:
+            self.saw_target(exchange.request.target)
         self._exchange = exchange
         self.request = exchange.request
-        self.client.begin()
-        if self.daemon.uri_log is not None:
-            self.state = self.daemon.uri_log(self, text(self.request.target))
+        if self.request.length:
+            self.upload = Upload()
         self._call(stage)
 
     def _call(self, stage: Stage) -> None:
@@ -378,19 +428,25 @@ class Connection:
         with self._lock:
             exchange, self._exchange = self._exchange, None
             response = self._queued
-        if exchange is None:
+        if exchange is None and not self._logged:
             return
+        self._logged = False
         self._suspended = False
         state = self.state
         if response is not None:
-            guarded(response.release)
-        self.daemon.request_ended(self, state, why)
+            guarded(self.daemon.complain, response.release)
+        self.daemon.reception.request_ended(self, state, why)
         if self._exchange is None:
             self._forget_request()
 
     def closed(self) -> None:
         """The client has gone, and so has its socket."""
-        self.daemon.connection_closed(self)
+        self.daemon.reception.left(self)
+
+    def moved(self) -> None:
+        """Another daemon has it now."""
+        self.daemon.reception.moved(self)
 
 
 _NONE = Request("", b"/")
+_NOTHING = Upload()  # of requests without a body; nobody adds to it

@@ -1,79 +1,41 @@
 """The HTTP daemon for a process of your own: ``from quiesce import Daemon``."""
 
-import errno
-import os
 import socket
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from enum import Enum
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.apps.base import App
+from quiesce.worker.complaints import Complain, Logger, to_logger, to_stderr
+from quiesce.worker.core.discipline import discipline as disciplined
 from quiesce.worker.core.limits import Limits
-from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
-from quiesce.worker.core.termination import Termination
 from quiesce.worker.core.values import unescape as plain_unescape
 from quiesce.worker.daemon import Daemon as Engine
-from quiesce.worker.embedded.admission import AcceptPolicy, Admission, Verdict
+from quiesce.worker.embedded.admission import AcceptPolicy, Admission
 from quiesce.worker.embedded.apps import AccessApp, RequestApp
-from quiesce.worker.embedded.client import Client
 from quiesce.worker.embedded.connection import AccessHandler, Connection
-from quiesce.worker.embedded.guard import guarded
+from quiesce.worker.embedded.hand_over import HandOver
+from quiesce.worker.embedded.kinds import DaemonInfo, Mode, NotListening, Poller
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
 from quiesce.worker.embedded.modes.polling_threads import PollingThreads
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
+from quiesce.worker.embedded.reception import OnCompleted, OnConnection, Reception
 from quiesce.worker.embedded.seat import Seat
+from quiesce.worker.embedded.sockets import Listening, as_listener, open_listener
+from quiesce.worker.embedded.turning import Turning
 from quiesce.worker.loops.epoll_loop import EpollLoop
 from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
-from quiesce.worker.loops.select_loop import FD_SETSIZE, SelectLoop
+from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.lane_reader import Arrival
+from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
-
-
-class Mode(Enum):
-    """Who turns the daemon's loop."""
-
-    EXTERNAL = "external"  # you: run, run_wait, run_from_select
-    THREAD = "thread"  # one thread of the daemon's
-    POOL = "pool"  # several, each with clients of its own
-    THREAD_PER_CONNECTION = "thread per connection"
-
-
-class Poller(Enum):
-    """How it waits."""
-
-    AUTO = "auto"  # epoll; poll with a thread for each connection
-    SELECT = "select"
-    POLL = "poll"
-    EPOLL = "epoll"
-
-
-class WrongMode(QuiesceError):
-    """This call is for a daemon that was started in another way."""
-
-
-class NotListening(QuiesceError):
-    """There is no listening socket, or it is not the daemon's any more."""
-
-
-class DaemonInfo(NamedTuple):
-    """What is known of a daemon at this moment."""
-
-    mode: Mode
-    poller: Poller
-    listener_fd: int  # -1: it never listened; the number stays after quiesce
-    address: Any  # as getsockname() said, None: it never listened
-    port: int  # 0: none
-    epoll_fd: int  # -1: there is none, or there are several
-    connections: int
-    idle: int
-    busy: int
-    is_accepting: bool
 
 
 class _State(Enum):
@@ -91,7 +53,7 @@ _LOOPS: dict[Poller, Callable[[], OwnLoop]] = {
 _LAST_WORDS_S = 10.0  # beyond a drain's time: what the engine leaves for FIN and linger, twice
 
 
-class Daemon:
+class Daemon(Turning):
     """Serves HTTP in this process.
 
     ``with Daemon(handler, port=8080) as daemon:`` serves inside of the block, ``start`` and ``stop`` say the same.
@@ -105,6 +67,8 @@ class Daemon:
         listener: A listening socket, or its descriptor, in their place; it is the daemon's from then on (until
             :meth:`quiesce`), and is never shut down.
         listen: False: no listening socket at all; clients come by :meth:`add_connection` or :meth:`resume`.
+        alone: No other process accepts on this listener.  Then a client who comes when there are no descriptors left is
+            told so (503); else it waits for a process that has some.
         mode, poller: Who waits, and how.
         threads: With ``Mode.POOL``, how many.
         limits: Sizes and times.
@@ -113,10 +77,24 @@ class Daemon:
         allow_suspend: ``Connection.suspend`` may be called.
         on_connection: Called with a connection, and True when it begins, False when it has ended.
         on_completed: Called once for each request that a handler saw: connection, ``connection.state``, how it ended.
-        uri_log: Called with connection and request target as sent; what it returns is the request's first ``state``.
+        uri_log: Called with connection and request target as sent, when the request line is there and before
+            anything behind it is looked at; what it returns is the request's first ``state``, and
+            ``on_completed`` is called also if no handler ever sees the request.
         unescape: Decodes arguments, in place of percent-decoding.
         backlog: Of the listening socket.
+        path: A unix socket to listen on, in place of host and port; who removes the file is you.
+        address_reuse: None: an address whose last connections linger may be had; True: one that is in use by others
+            who say so, too; False: neither.
+        dual_stack: With an IPv6 host: IPv4 as well.
+        fast_open: So many clients may have sent their first bytes along with their SYN (TCP Fast Open); 0: none.
         upload_memory: So much of a body may be left unread by an access handler.
+        stack_size: Of each thread of the daemon's, in bytes; 0: the system's.
+        discipline: How much of a client's carelessness is forgiven: 3 (none) to -3.  None: what could be read in two
+            ways is refused, and nothing else.  Row by row in docs/libmicrohttpd.md.
+        allow_request_smuggling_by_discipline: Levels below 1 forgive also what a proxy in front may have read in
+            another way.  For a network where there is none, and nobody who would try.
+        date: False: answers have no Date field, for a machine without a clock.
+        logger: Called, from any thread, with each line of what the daemon complains about, in place of standard error.
     """
 
     def __init__(
@@ -128,6 +106,7 @@ class Daemon:
         port: int = 0,
         listener: socket.socket | int | None = None,
         listen: bool = True,
+        alone: bool = True,
         mode: Mode = Mode.THREAD,
         poller: Poller = Poller.AUTO,
         threads: int = 4,
@@ -135,12 +114,21 @@ class Daemon:
         timeout_s: float = 0.0,
         policy: AcceptPolicy | None = None,
         allow_suspend: bool = False,
-        on_connection: Callable[[Connection, bool], None] | None = None,
-        on_completed: Callable[[Connection, Any, Termination], None] | None = None,
+        on_connection: OnConnection | None = None,
+        on_completed: OnCompleted | None = None,
         uri_log: Callable[[Connection, str], Any] | None = None,
         unescape: Callable[[str], str] = plain_unescape,
         backlog: int = socket.SOMAXCONN,
+        path: str | bytes = "",
+        address_reuse: bool | None = None,
+        dual_stack: bool = False,
+        fast_open: int = 0,
         upload_memory: int = 256 * 1024,
+        stack_size: int = 0,
+        discipline: int | None = None,
+        allow_request_smuggling_by_discipline: bool = False,
+        date: bool = True,
+        logger: Logger | None = None,
     ) -> None:
         if (handler is None) is (access_handler is None):
             raise TypeError("give a handler, or an access_handler, and not both")
@@ -165,23 +153,28 @@ class Daemon:
                 send_timeout=timeout_s,
             )
         self.timeout_s = timeout_s
+        self.complain: Complain = to_stderr if logger is None else to_logger(logger)
+        self._stack_size = _stack_size(stack_size)
+        self._date = date
+        self.discipline = disciplined(discipline, allow_request_smuggling_by_discipline)
         # Counted here, over all threads; the engines count nobody.
         self._limits = limits._replace(connections=0, connections_per_ip=0)
         self._admission = Admission(limits.connections, limits.connections_per_ip, policy)
+        self._hand_over = HandOver()
         self.allows_suspend = allow_suspend
-        self._on_connection = on_connection
-        self._on_completed = on_completed
+        self.reception = Reception(self, self._admission, self._hand_over, on_connection, on_completed)
         self.uri_log = uri_log
         self.unescape = unescape
         self.upload_memory = upload_memory
-        self._backlog = backlog
-        self._where = (host, port)
+        self._where = Listening(host, port, path, backlog, address_reuse, dual_stack, fast_open)
         self._listens = listen
+        self._reserve = Reserve() if alone else None
         self._given = listener
         self._listener: socket.socket | None = None
         self._listener_fd = -1
         self._address: Any = None
         self._state = _State.NEW
+        self._draining = False
         self._lock = threading.Lock()
         self._shell: ModeShell | None = None
 
@@ -199,9 +192,12 @@ class Daemon:
         try:
             self._shell = self._make_shell()
         except BaseException:
-            if listener is not None:
+            if self._given is None and listener is not None:
                 listener.close()
+            elif isinstance(self._given, int) and listener is not None:
+                listener.detach()  # it stays the caller's
             raise
+        self.reception.shell = self._shell
         self._state = _State.RUNNING
         self._shell.start()
         if listener is not None:
@@ -216,18 +212,20 @@ class Daemon:
 
     def _open_listener(self) -> socket.socket | None:
         if self._given is not None:
-            return _as_listener(self._given)
-        if not self._listens:
-            return None
-        family = socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET
-        return socket.create_server(self._where, family=family, backlog=self._backlog)
+            return as_listener(self._given)
+        return open_listener(self._where) if self._listens else None
 
     def _take(self, listener: socket.socket) -> None:
         self._listener = listener
         self._listener_fd = listener.fileno()
         self._address = listener.getsockname()
-        for seat in self._running().seats:
-            seat.do(lambda seat=seat: seat.listen(listener))  # type: ignore[misc]
+        self._draining = False
+        shell = self._running()
+        for seat in shell.all_seats():
+            if seat in shell.seats:
+                seat.do(lambda seat=seat: seat.listen(listener))  # type: ignore[misc]
+            else:
+                seat.do(seat.stay)
 
     def quiesce(self) -> socket.socket:
         """Stop accepting, serve on whom we have, and give the listening socket away: it is the caller's now.
@@ -248,11 +246,14 @@ class Daemon:
         return listener
 
     def resume(self, listener: socket.socket | int) -> None:
-        """Accept on this socket, which is the daemon's again: the way back from :meth:`quiesce`."""
+        """Accept on this socket, which is the daemon's again: the way back from :meth:`quiesce`, and from a
+        :meth:`drain` that was followed by it: whoever was not told to leave yet may stay.
+        """
         if self._listener is not None:
             raise QuiesceError("the daemon listens; quiesce it first")
         self._running()
-        self._take(_as_listener(listener))
+        self.hand_over(None)
+        self._take(as_listener(listener))
 
     def stop(self, drain: float | None = None) -> None:
         """End.  At once: who is connected is cut, and told so by ``Termination.DAEMON_SHUTDOWN``.  Or, with a number of
@@ -276,11 +277,13 @@ class Daemon:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()  # and never shut down: other processes may accept on it
+        self._hand_over.close()
 
     def drain(self, timeout_s: float) -> None:
         """Accept nobody, tell each client with its next answer that it is the last, and end after ``timeout_s`` what is
         left then.  Returns at once; the listening socket stays ours.
         """
+        self._draining = True
         for seat in self._running().all_seats():
             seat.do(lambda seat=seat: seat.drain(timeout_s))  # type: ignore[misc]
 
@@ -293,58 +296,45 @@ class Daemon:
             self._external().turn(max(0.0, until - monotonic()))
         return not self._admission.count
 
-    # -- an application that turns the loop ------------------------------------------------------
+    # -- live connections, from one daemon to another -----------------------------------------------
 
-    def run(self) -> None:
-        """Serve what is ready; never waits."""
-        self._external().turn(0.0)
+    def hand_over(self, sock: socket.socket | None) -> int:
+        """Give live connections to a daemon in another process, which calls :meth:`receive` with the other end.
 
-    def run_wait(self, timeout_s: float | None) -> None:
-        """Wait until something is ready or due, ``timeout_s`` seconds at most (None: however long), then serve it."""
-        self._external().turn(timeout_s)
+        Each connection that is between two requests moves now, with what was read of the next one; each other one as
+        it falls idle, until :meth:`stop`, :meth:`resume` or ``hand_over(None)``.  Their clients notice
+        nothing: the sockets stay open.  Those whose answer is their last stay; so do all while nobody reads
+        fast enough, and are served here until there is room.  Callbacks are told that a
+        connection which moved has ended; what they keep of it stays here.
 
-    def wake(self) -> None:
-        """Have :meth:`run_wait` return soon.  From any thread."""
-        self._running().seats[0].post(lambda: None)
+        :meth:`quiesce` first, or new clients go on coming.  See to it that somebody reads: what lies in the socket
+        when its last reader ends is lost.
 
-    def run_from_select(self, readable: Container[int], writable: Container[int]) -> None:
-        """Serve what your own ``select`` found ready.  Descriptors that are not ours are ignored.
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed when
+                it hands over no more: then the other daemon's :meth:`receive` has come to its end.
 
-        With ``Poller.EPOLL`` the sets are only a sign that something is ready.
+        Returns:
+            How many have moved to the socket that was given last.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
         """
-        loop = self._external()
-        if isinstance(loop, SelectLoop):
-            loop.dispatch(readable, writable)
-        elif isinstance(loop, EpollLoop):
-            loop.turn(0.0)
-        else:
-            raise WrongMode("a daemon that polls has no use for sets")
+        return self._hand_over.to(self._running().all_seats(), sock)
 
-    def get_fdset(self) -> tuple[frozenset[int], frozenset[int]]:
-        """What your ``select`` should watch for reading, and for writing."""
-        if self._state in (_State.STOPPING, _State.STOPPED):
-            return frozenset(), frozenset()
-        loop = self._external()
-        if isinstance(loop, SelectLoop):
-            return loop.interests
-        if isinstance(loop, EpollLoop):
-            if loop.fileno() >= FD_SETSIZE:
-                raise ValueError("select cannot watch the daemon's epoll descriptor")
-            return frozenset((loop.fileno(),)), frozenset()
-        raise WrongMode("a daemon that polls has no sets")
+    def receive(self, sock: socket.socket) -> None:
+        """Serve the live connections that another daemon hands over on this socket, until its end.
 
-    def get_timeout(self) -> float | None:
-        """Seconds until the daemon must be turned even if nothing is ready; None: never."""
-        if self._mode is Mode.THREAD_PER_CONNECTION:
-            return None
-        return self._running().seats[0].loop.timeout_s()
+        Policy and limits turn none of them away.  Their times go on where they were.  In a pool each thread takes some.
 
-    def fileno(self) -> int:
-        """With ``Poller.EPOLL`` in ``Mode.EXTERNAL``: one descriptor to watch, readable when a turn is needed."""
-        loop = self._external()
-        if not isinstance(loop, EpollLoop):
-            raise WrongMode("only a daemon on epoll has one descriptor for all")
-        return loop.fileno()
+        Args:
+            sock: A connected AF_UNIX socket of type SOCK_SEQPACKET.  It is the daemon's from then on, and closed at
+                its end or by :meth:`stop`.
+
+        Raises:
+            ValueError: The socket is another one; it stays the caller's.
+        """
+        self._hand_over.receive(self._running().seats, sock)
 
     # -- clients ----------------------------------------------------------------------------------
 
@@ -359,79 +349,7 @@ class Daemon:
         Raises:
             OSError: EACCES by policy, ENFILE at a limit, EINVAL where it cannot be served, or what the socket said.
         """
-        owned = _as_socket(sock)
-        try:
-            shell = self._running()
-            owned.setblocking(False)
-            peer = peer or _address(owned, owned.getpeername)
-            local = _address(owned, owned.getsockname)
-            verdict = self._admission.judge(peer)
-        except BaseException:
-            owned.close()
-            raise
-        if verdict is not Verdict.ADMITTED:
-            owned.close()
-            if verdict is Verdict.DENIED:
-                raise PermissionError(errno.EACCES, "the accept policy turns this client away")
-            self._admission.leave(peer)
-            raise OSError(errno.ENFILE, "a limit on the number of connections is reached")
-        try:
-            shell.add(owned, peer, local)
-        except ValueError as exc:
-            raise OSError(errno.ENFILE, str(exc)) from exc
-
-    def _accepted(
-        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, listener: Listener
-    ) -> None:
-        try:
-            verdict = self._admission.judge(peer)
-        except BaseException:
-            sock.close()
-            raise
-        if verdict is Verdict.DENIED:
-            sock.close()
-            return
-        if verdict is Verdict.ADMITTED:
-            self._running().accepted(seat, sock, peer, local)
-        else:  # told so here, in every mode: this costs no thread
-            self._place(seat, sock, peer, local).refuse(
-                Rejected(503, "too many connections", retry_after_s=1)
-            )
-
-    def _place(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> Client:
-        """In the seat's thread.  Who was admitted leaves again, whatever happens."""
-        handle = Connection(self, seat, peer, local)
-
-        def connect(
-            engine: Engine, sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
-        ) -> Client:
-            handle.client = Client(engine, sock, peer, local, scheme, handle)
-            return handle.client
-
-        seat.engine.connect = connect
-        try:
-            seat.engine.add_connection(sock, peer=peer, local=local)
-        except BaseException:
-            self._admission.leave(peer)
-            raise
-        if self._on_connection is not None:
-            guarded(self._on_connection, handle, True)
-        return handle.client
-
-    def connection_closed(self, connection: Connection) -> None:
-        """A connection's last word, in its thread."""
-        if self._on_connection is not None:
-            guarded(self._on_connection, connection, False)
-        # After it: who waits until nobody is connected has been told of everybody.
-        self._admission.leave(connection.peer)
-        shell = self._shell
-        if isinstance(shell, ThreadPerConnection):
-            shell.left(connection.seat)
-
-    def request_ended(self, connection: Connection, state: Any, why: Termination) -> None:
-        """A request's last word, in its connection's thread."""
-        if self._on_completed is not None:
-            guarded(self._on_completed, connection, state, why)
+        self.reception.add(sock, peer)
 
     # -- what is known -----------------------------------------------------------------------------
 
@@ -459,27 +377,48 @@ class Daemon:
             self._admission.count,
             sum(seat.engine.idle for seat in seats),
             sum(seat.engine.busy for seat in seats),
-            self._listener is not None and self._state is _State.RUNNING,
+            self._listener is not None and self._state is _State.RUNNING and not self._draining,
         )
 
     # -- inside -------------------------------------------------------------------------------------
 
     def _make_shell(self) -> ModeShell:
+        place = self.reception.place
         if self._mode is Mode.EXTERNAL:
-            return External(self._make_seat(), self._place)
+            return External(self._make_seat(), place)
         if self._mode is Mode.THREAD_PER_CONNECTION:
-            return ThreadPerConnection(self._make_seat(), self._place, self._make_seat, self._admission.leave)
+            return ThreadPerConnection(
+                self._make_seat(), place, self._make_seat, self._admission.leave, self.reception.refuse
+            )
         count = self._threads if self._mode is Mode.POOL else 1
-        return PollingThreads([self._make_seat() for _ in range(count)], self._place)
+        return PollingThreads([self._make_seat() for _ in range(count)], place)
 
     def _make_seat(self) -> Seat:
         loop = _LOOPS[self._poller]()
+        loop.complain = self.complain
 
         def accepted(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
-            self._accepted(seat, sock, peer, local, listener)
+            self.reception.accepted(seat, sock, peer, local, listener)
 
-        engine = Engine(self._app, loop, limits=self._limits, accepted=accepted, heartbeat=False)
-        seat = Seat(loop, engine)
+        def taken(arrivals: list[Arrival]) -> None:
+            self.reception.taken(seat, arrivals)
+
+        def turn_away(sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
+            self.reception.turn_away(seat, sock, peer, local)
+
+        engine = Engine(
+            self._app,
+            loop,
+            limits=self._limits,
+            accepted=accepted,
+            taken=taken,
+            reserve=self._reserve,
+            turn_away=turn_away,
+            heartbeat=False,
+        )
+        if not self._date:
+            engine.date, engine.date_line = _no_date, _no_date
+        seat = Seat(loop, engine, self._stack_size)
         return seat
 
     def _running(self) -> ModeShell:
@@ -487,47 +426,23 @@ class Daemon:
             raise QuiesceError("the daemon does not run")
         return self._shell
 
-    def _external(self) -> OwnLoop:
-        if self._mode is not Mode.EXTERNAL:
-            raise WrongMode(
-                "the daemon has threads of its own; only Mode.EXTERNAL is turned by its application"
-            )
-        seat = self._running().seats[0]
-        seat.engine.enter()  # whoever turns it is its thread
-        return seat.loop
+    @property
+    def _is_over(self) -> bool:
+        return self._state in (_State.STOPPING, _State.STOPPED)
+
+
+def _no_date(now: float = 0.0) -> bytes:
+    return b""
+
+
+def _stack_size(size: int) -> int:
+    if size:
+        before = threading.stack_size(size)  # or ValueError: the system has a least size
+        threading.stack_size(before)
+    return size
 
 
 def _poller(mode: Mode, poller: Poller) -> Poller:
     if poller is not Poller.AUTO:
         return poller
     return Poller.POLL if mode is Mode.THREAD_PER_CONNECTION else Poller.EPOLL
-
-
-def _as_socket(sock: socket.socket | int) -> socket.socket:
-    if isinstance(sock, socket.socket):
-        return sock
-    try:
-        return socket.socket(fileno=sock)
-    except OSError:
-        if sock >= 0:
-            try:
-                os.close(sock)
-            except OSError:
-                pass  # it was none; what it is not is what the caller is told
-        raise
-
-
-def _as_listener(listener: socket.socket | int) -> socket.socket:
-    sock = listener if isinstance(listener, socket.socket) else socket.socket(fileno=listener)
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        if sock is not listener:
-            sock.detach()  # it stays the caller's
-        raise OSError(errno.EINVAL, "this socket does not listen")
-    return sock
-
-
-def _address(sock: socket.socket, ask: Callable[[], Any]) -> Address:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    address = ask()
-    return (str(address[0]), int(address[1]))

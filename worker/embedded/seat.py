@@ -9,15 +9,19 @@ from quiesce.shared.errors import QuiesceError
 from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.panic import panic
 from quiesce.worker.loops.own_loop import OwnLoop
+from quiesce.worker.net.lane_writer import Target
 
 T = TypeVar("T")
 LISTENER = "listener"
+_stacks = threading.Lock()
 
 
 class Seat:
     """Owns its loop and its engine, and its thread if it was started with one."""
 
-    def __init__(self, loop: OwnLoop, engine: Engine) -> None:
+    def __init__(self, loop: OwnLoop, engine: Engine, stack_size: int = 0) -> None:
+        """``stack_size``: of the thread, in bytes; 0: the system's."""
+        self._stack_size = stack_size
         self.loop = loop
         self.engine = engine
         self._thread: threading.Thread | None = None
@@ -30,7 +34,15 @@ class Seat:
     ) -> None:
         """Turn the loop in a thread of its own.  ``first`` and ``last`` are called there, around it."""
         self._thread = threading.Thread(target=self._run, args=(first, last), name=name, daemon=True)
-        self._thread.start()
+        if not self._stack_size:
+            self._thread.start()
+            return
+        with _stacks:  # the size is the process's: it is ours for the moment of the start
+            before = threading.stack_size(self._stack_size)
+            try:
+                self._thread.start()
+            finally:
+                threading.stack_size(before)
 
     def _run(self, first: Callable[[], None], last: Callable[[], None]) -> None:
         try:
@@ -100,6 +112,16 @@ class Seat:
         self.engine.quiesce()
         self.engine.remove_listener(LISTENER)
 
+    def hand_over(self, lane: socket.socket | None) -> None:
+        """Move all that can move now, and each other one as it falls idle; None: keep them."""
+        if not self._stopped:
+            self.engine.hand_over_to(Target("", lane.dup()) if lane is not None else None)
+            self.engine.move_now()
+
+    def receive(self, name: str, lane: socket.socket) -> None:
+        """Take connections from it as well, by a descriptor of our own."""
+        self.engine.add_lane(name, lane.dup())
+
     def stop(self) -> None:
         """Cut everything, have the thread leave."""
         self._stopped = True
@@ -110,6 +132,11 @@ class Seat:
         """Let everybody finish; see the engine's."""
         if not self._stopped:  # of a client that has just gone
             self.engine.drain(timeout_s, lambda: None)
+
+    def stay(self) -> None:
+        """A drain is taken back, where there is no listener."""
+        if not self._stopped:
+            self.engine.accept()
 
     def close(self) -> None:
         """Wait for the thread, which releases the loop; or release it here.  Not from the loop's own thread."""

@@ -7,6 +7,8 @@ cannot go on takes the interest out (``rewatch``) instead of remembering that it
 from collections.abc import Callable
 from typing import Protocol
 
+from quiesce.worker.complaints import Complain
+
 # The values of select.EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP; loops over something else translate.
 READ = 0x001
 WRITE = 0x004
@@ -26,6 +28,9 @@ class Loop(Protocol):
 
     slot: memoryview | None
     """Our place on the scoreboard; a loop that has a turn of its own stores the heartbeat (``TURN_NS``) there."""
+
+    complain: Complain
+    """Where this loop, and all that it serves, says what is wrong."""
 
     def now(self) -> float:
         """Seconds on CLOCK_MONOTONIC."""

@@ -1,12 +1,12 @@
 """What our own loops have in common: one heap of deadlines, an eventfd for other threads, a turn."""
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns
 
 from quiesce.shared.deadlines import Deadlines, Timer
+from quiesce.worker.complaints import Complain, to_stderr
 from quiesce.worker.loops.base import READ
 from quiesce.worker.net.counters import TURN_NS
 
@@ -26,6 +26,7 @@ class OwnLoop:
 
     def __init__(self, slot: memoryview | None = None) -> None:
         self.slot = slot
+        self.complain: Complain = to_stderr
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._deadlines = Deadlines()
         self._soon: deque[Callable[[], None]] = deque()
@@ -93,7 +94,7 @@ class OwnLoop:
                     if callback is not None:
                         callback(mask)
             except Exception as exc:  # whoever was not reached is ready again in the next turn
-                _report(exc)
+                self._report(exc)
             now = monotonic()
             while (due := deadlines.pop_due(now)) is not None:
                 self._guarded(due)
@@ -114,7 +115,11 @@ class OwnLoop:
         try:
             callback()
         except Exception as exc:
-            _report(exc)
+            self._report(exc)
+
+    def _report(self, exc: BaseException) -> None:
+        """One callback's bug must not end the service of everybody else."""
+        self.complain("unexpected error in the serving loop", exc)
 
     def stop(self) -> None:
         self._stopping = True
@@ -125,9 +130,3 @@ class OwnLoop:
     def close(self) -> None:
         """Release the descriptors; those that are watched stay their owners'."""
         os.close(self._wake_fd)
-
-
-def _report(exc: BaseException) -> None:
-    """One callback's bug must not end the service of everybody else."""
-    print("quiesce: unexpected error in the serving loop", file=sys.stderr)
-    sys.__excepthook__(type(exc), exc, exc.__traceback__)

@@ -1,25 +1,30 @@
 """A loop over select(2), or over the sets of somebody who selects himself."""
 
 import select
+import socket
 from collections.abc import Callable, Container
 
-from quiesce.worker.loops.base import READ, WRITE
+from quiesce.worker.loops.base import ERROR, READ, WRITE
 from quiesce.worker.loops.own_loop import OwnLoop
 
 FD_SETSIZE = 1024
+_LOOK_S = 0.5  # so often are those looked at for whom select has no question
 
 
 class SelectLoop(OwnLoop):
     """See :class:`quiesce.worker.loops.base.Loop`.
 
-    select does not tell of errors and hang-ups: they are found by the read or write that it calls ready, so a
-    descriptor that is watched for nothing says nothing.
+    select does not tell of errors and hang-ups: they are found by the read or write that it calls ready.  A
+    descriptor that is watched for nothing would say nothing, where epoll and poll tell of a reset: such a socket is
+    asked for its error twice a second, as long as there is one.  (A unix socket's other end can go without an error.)
     """
 
     def __init__(self, slot: memoryview | None = None) -> None:
         super().__init__(slot)
         self._reading: set[int] = set()
         self._writing: set[int] = set()
+        self._silent: set[int] = set()  # watched for nothing
+        self._looks = False  # a timer runs
         self._wait = self._wait_select
         self._watch_wake_fd()
 
@@ -35,10 +40,30 @@ class SelectLoop(OwnLoop):
     def rewatch(self, fd: int, events: int) -> None:
         (self._reading.add if events & READ else self._reading.discard)(fd)
         (self._writing.add if events & WRITE else self._writing.discard)(fd)
+        if events:
+            self._silent.discard(fd)
+        else:
+            self._silent.add(fd)
+            self._look_later()
 
     def unwatch(self, fd: int) -> None:
         if self._callbacks.pop(fd, None) is not None:
-            self.rewatch(fd, 0)
+            self._reading.discard(fd)
+            self._writing.discard(fd)
+            self._silent.discard(fd)
+
+    def _look_later(self) -> None:
+        if not self._looks:
+            self._looks = True
+            self.call_at(self.now() + _LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        for fd in list(self._silent):
+            if fd in self._silent and _has_error(fd):
+                self._guarded(lambda fd=fd: self._callbacks[fd](ERROR))  # type: ignore[misc]
+        if self._silent:
+            self._look_later()
 
     def _wait_select(self, timeout_s: float | None, most: int) -> list[tuple[int, int]]:
         readable, writable, _ = select.select(self._reading, self._writing, (), timeout_s)
@@ -61,3 +86,19 @@ class SelectLoop(OwnLoop):
             if fd in writable:
                 masks[fd] = masks.get(fd, 0) | WRITE
         self._serve(list(masks.items()))
+
+
+def _has_error(fd: int) -> bool:
+    """Asking takes the error away, so whoever is told must not need it again."""
+    try:
+        sock = socket.socket(
+            socket.AF_INET, socket.SOCK_STREAM, 0, fd
+        )  # family and type given: nothing is asked
+    except OSError:
+        return False
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    except OSError:
+        return False  # no socket
+    finally:
+        sock.detach()

@@ -7,49 +7,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quiesce.shared.errors import QuiesceError
-from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.request import Address
-from quiesce.worker.core.termination import Termination
 from quiesce.worker.embedded.connection import Connection, Stage
-from quiesce.worker.embedded.daemon import Daemon, Mode, NotListening, Poller, WrongMode
+from quiesce.worker.embedded.daemon import Daemon
+from quiesce.worker.embedded.kinds import NotListening, WrongMode
 from quiesce.worker.embedded.panic import panic, set_panic_handler
-from quiesce.worker.mhd.c_types import FD_SET, Cell, fd_set, set_errno
+from quiesce.worker.mhd.c_types import FD_SET, FD_SETSIZE, Cell, fd_set, set_errno
 from quiesce.worker.mhd.constants import (
     MHD_FLAG,
     MHD_INVALID_SOCKET,
     MHD_NO,
     MHD_OPTION,
     MHD_YES,
-    MHD_ConnectionNotificationCode,
     MHD_DaemonInfoType,
-    MHD_RequestTerminationCode,
 )
+from quiesce.worker.mhd.starting import BadOption, Option, pairs, sockaddr_length, understand
 
-F, O = MHD_FLAG, MHD_OPTION  # noqa: E741  (as short as the table wants it)
+F, O = MHD_FLAG, MHD_OPTION  # noqa: E741
 AcceptPolicyCallback = Callable[[Any, Address, int], int]
 AccessHandlerCallback = Callable[[Any, Connection, str, str, str, "bytes | None", Cell, Cell], int]
 PanicCallback = Callable[[Any, str, int, "str | None"], object]
-
-_TWO_VALUES = frozenset(
-    (
-        O.MHD_OPTION_NOTIFY_COMPLETED,
-        O.MHD_OPTION_URI_LOG_CALLBACK,
-        O.MHD_OPTION_EXTERNAL_LOGGER,
-        O.MHD_OPTION_UNESCAPE_CALLBACK,
-        O.MHD_OPTION_NOTIFY_CONNECTION,
-    )
-)
-_SOCKADDR_LENGTHS = {2: 16, 4: 28}  # a tuple's length → sizeof(struct sockaddr_in), sockaddr_in6
 
 
 class MHD_Daemon(Daemon):
     """The handle; remembers what it was started with."""
 
     flags = F.MHD_NO_FLAG
-
-
-class BadOption(ValueError):
-    """MHD_start_daemon returns NULL for it."""
 
 
 def MHD_set_panic_func(cb: PanicCallback | None, cls: Any) -> None:
@@ -71,142 +54,87 @@ def MHD_start_daemon(
     Raises:
         TypeError: The options do not end with MHD_OPTION_END.
     """
-    pairs = _pairs(options)
-    logger: Callable[[str], None] = _to_stderr if flags & F.MHD_USE_ERROR_LOG else lambda message: None
-    for option, values in pairs:
-        if option == O.MHD_OPTION_EXTERNAL_LOGGER and values[0] is not None:
-            callback, cls = values
-            logger = lambda message: callback(cls, "%s", message)  # noqa: B023, E731
+    return _start(flags, port, apc, apc_cls, dh, dh_cls, pairs(options))
+
+
+def MHD_start_daemon_va(
+    flags: int,
+    port: int,
+    apc: AcceptPolicyCallback | None,
+    apc_cls: Any,
+    dh: AccessHandlerCallback | None,
+    dh_cls: Any,
+    ap: Sequence[Any],
+) -> MHD_Daemon | None:
+    """The same with its options in a sequence, which ends with MHD_OPTION_END too."""
+    return _start(flags, port, apc, apc_cls, dh, dh_cls, pairs(ap))
+
+
+def _start(
+    flags: int,
+    port: int,
+    apc: AcceptPolicyCallback | None,
+    apc_cls: Any,
+    dh: AccessHandlerCallback | None,
+    dh_cls: Any,
+    options: Sequence[Option],
+) -> MHD_Daemon | None:
+    log: Callable[[str], None] = _to_stderr if flags & F.MHD_USE_ERROR_LOG else _to_nobody
     try:
         if dh is None:
             raise BadOption("there is no handler")
-        made = _mode(MHD_FLAG(flags))
-        made.update(_apply(pairs, made))
+        log, loggers = _loggers(options, flags, log)
+        made, effective, warnings = understand(flags, options)
+        made.update(loggers)
         if apc is not None:
             policy = apc
             made["policy"] = lambda peer: policy(apc_cls, peer, _length(peer)) == MHD_YES
-        if "listener" not in made and not flags & F.MHD_USE_NO_LISTEN_SOCKET:
+        if "listener" not in made and made["listen"]:
             made.setdefault("host", "::" if flags & F.MHD_USE_IPv6 else "0.0.0.0")
             made.setdefault("port", port)
         daemon = MHD_Daemon(access_handler=_access(dh, dh_cls), **made)
-        daemon.flags = MHD_FLAG(flags)
+        daemon.flags = effective
         daemon.start()
     except (BadOption, OSError, ValueError, OverflowError) as exc:
-        logger(f"cannot start the daemon: {exc}")
+        log(f"cannot start the daemon: {exc}")
         return None
+    for warning in warnings:
+        log(warning)
     return daemon
+
+
+def _loggers(
+    options: Sequence[Option], flags: int, log: Callable[[str], None]
+) -> tuple[Callable[[str], None], dict[str, Any]]:
+    """Who hears of the start, and of everything afterwards.
+
+    An option that is wrong is heard of by the logger that stands before it, so the options are tried one by one.
+    """
+    loggers: dict[str, Any] = {}
+    good = _is_good(flags, ())  # else nobody's option is to blame
+    for number, (option, values) in enumerate(options):
+        if option == O.MHD_OPTION_EXTERNAL_LOGGER and values[0] is not None:
+            if good and not _is_good(flags, options[:number]):
+                break
+            callback, cls = values
+            log = loggers["logger"] = lambda line, callback=callback, cls=cls: callback(cls, "%s\n", (line,))
+    return log, loggers
+
+
+def _is_good(flags: int, options: Sequence[Option]) -> bool:
+    try:
+        understand(flags, options)
+    except BadOption:
+        return False
+    return True
 
 
 def _to_stderr(message: str) -> None:
     print(f"quiesce.mhd: {message}", file=sys.stderr, flush=True)
 
 
-def _pairs(options: Sequence[Any]) -> list[tuple[int, tuple[Any, ...]]]:
-    pairs: list[tuple[int, tuple[Any, ...]]] = []
-    at = 0
-    while at < len(options):
-        option = options[at]
-        if option == O.MHD_OPTION_END:
-            return pairs
-        count = 2 if option in _TWO_VALUES else 1
-        values = tuple(options[at + 1 : at + 1 + count])
-        if len(values) < count:
-            break
-        if option == O.MHD_OPTION_ARRAY:
-            pairs += [pair for item in values[0] for pair in _pairs((*item, O.MHD_OPTION_END))]
-        else:
-            pairs.append((option, values))
-        at += 1 + count
-    raise TypeError("the list of options must end with MHD_OPTION_END")
-
-
-def _mode(flags: MHD_FLAG) -> dict[str, Any]:
-    """By the manual's table of flags."""
-    per_connection = bool(flags & F.MHD_USE_THREAD_PER_CONNECTION)
-    internal = per_connection or bool(flags & F.MHD_USE_INTERNAL_POLLING_THREAD)
-    poll, epoll, auto = (bool(flags & flag) for flag in (F.MHD_USE_POLL, F.MHD_USE_EPOLL, F.MHD_USE_AUTO))
-    if poll + epoll + auto > 1:
-        raise BadOption("choose one of poll, epoll and auto")
-    if epoll and per_connection:
-        raise BadOption("a thread for each connection does not wait by epoll")
-    if flags & F.MHD_USE_NO_THREAD_SAFETY and internal:
-        raise BadOption("a daemon with threads is thread-safe")
-    if flags & F.MHD_USE_TLS:
-        raise BadOption("TLS is not built in")
-    poller = Poller.POLL if poll else Poller.EPOLL if epoll else Poller.AUTO if auto else Poller.SELECT
-    mode = Mode.THREAD_PER_CONNECTION if per_connection else Mode.THREAD if internal else Mode.EXTERNAL
-    return {
-        "mode": mode,
-        "poller": poller,
-        "allow_suspend": bool(flags & 8192),
-        "listen": not flags & F.MHD_USE_NO_LISTEN_SOCKET,
-    }
-
-
-def _apply(pairs: list[tuple[int, tuple[Any, ...]]], made: dict[str, Any]) -> dict[str, Any]:
-    """Options to arguments of the daemon."""
-    arguments: dict[str, Any] = {}
-    limits = Limits()
-    for option, values in pairs:
-        value = values[0]
-        if option == O.MHD_OPTION_CONNECTION_LIMIT:
-            limits = limits._replace(connections=value)
-        elif option == O.MHD_OPTION_PER_IP_CONNECTION_LIMIT:
-            limits = limits._replace(connections_per_ip=value)
-        elif option == O.MHD_OPTION_CONNECTION_TIMEOUT:
-            arguments["timeout_s"] = float(value)
-        elif option == O.MHD_OPTION_CONNECTION_MEMORY_LIMIT:
-            if value:
-                limits = limits._replace(header_bytes=max(value, 64), line_bytes=max(value, 64))
-                arguments["upload_memory"] = max(value, 64)
-        elif option == O.MHD_OPTION_LISTEN_SOCKET:
-            if value != MHD_INVALID_SOCKET:
-                if not made["listen"]:
-                    raise BadOption("a listening socket was given, and MHD_USE_NO_LISTEN_SOCKET")
-                arguments["listener"] = value
-        elif option == O.MHD_OPTION_SOCK_ADDR:
-            if value is not None:
-                arguments["host"], arguments["port"] = value[:2]
-        elif option == O.MHD_OPTION_THREAD_POOL_SIZE:
-            if value > 1:
-                if made["mode"] is not Mode.THREAD:
-                    raise BadOption(
-                        "a pool needs MHD_USE_INTERNAL_POLLING_THREAD, and no thread per connection"
-                    )
-                arguments.update(mode=Mode.POOL, threads=value)
-        elif option == O.MHD_OPTION_LISTEN_BACKLOG_SIZE:
-            arguments["backlog"] = value
-        elif option in _TWO_VALUES:
-            if value is not None:
-                arguments.update(_callback(option, value, values[1]))
-        elif option != O.MHD_OPTION_CONNECTION_MEMORY_INCREMENT:
-            raise BadOption(f"option {option} is not known")
-    arguments["limits"] = limits
-    return arguments
-
-
-def _callback(option: int, callback: Callable[..., Any], cls: Any) -> dict[str, Any]:
-    if option == O.MHD_OPTION_NOTIFY_COMPLETED:
-
-        def completed(connection: Connection, state: Any, why: Termination) -> None:
-            callback(cls, connection, Cell(state), MHD_RequestTerminationCode(why))
-
-        return {"on_completed": completed}
-    if option == O.MHD_OPTION_NOTIFY_CONNECTION:
-
-        def notify(connection: Connection, begins: bool) -> None:
-            context = Cell(connection.socket_context)
-            codes = MHD_ConnectionNotificationCode
-            code = codes.MHD_CONNECTION_NOTIFY_STARTED if begins else codes.MHD_CONNECTION_NOTIFY_CLOSED
-            callback(cls, connection, context, code)
-            connection.socket_context = context.value
-
-        return {"on_connection": notify}
-    if option == O.MHD_OPTION_URI_LOG_CALLBACK:
-        return {"uri_log": lambda connection, uri: callback(cls, uri, connection)}
-    if option == O.MHD_OPTION_UNESCAPE_CALLBACK:
-        return {"unescape": lambda text: callback(cls, None, text)}
-    return {}
+def _to_nobody(message: str) -> None:
+    pass
 
 
 def _access(dh: AccessHandlerCallback, cls: Any) -> Callable[[Connection], bool]:
@@ -264,7 +192,18 @@ def MHD_run_from_select(
     except_fd_set: fd_set | None,
 ) -> int:
     """Serve what the caller's select found ready; ``except_fd_set`` is not looked at."""
-    if read_fd_set is None or write_fd_set is None:
+    return MHD_run_from_select2(daemon, read_fd_set, write_fd_set, except_fd_set, FD_SETSIZE)
+
+
+def MHD_run_from_select2(
+    daemon: MHD_Daemon | None,
+    read_fd_set: fd_set | None,
+    write_fd_set: fd_set | None,
+    except_fd_set: fd_set | None,
+    fd_setsize: int,
+) -> int:
+    """The same for sets of that size."""
+    if read_fd_set is None or write_fd_set is None or fd_setsize <= 0:
         return MHD_NO
     readable, writable = read_fd_set, write_fd_set
     return _turn(daemon, lambda daemon: daemon.run_from_select(readable, writable))
@@ -288,10 +227,24 @@ def MHD_get_fdset(
     max_fd: Cell | None,
 ) -> int:
     """Add to the sets what the caller's select should watch; ``max_fd`` is raised to the highest of it."""
+    return MHD_get_fdset2(daemon, read_fd_set, write_fd_set, except_fd_set, max_fd, FD_SETSIZE)
+
+
+def MHD_get_fdset2(
+    daemon: MHD_Daemon | None,
+    read_fd_set: fd_set | None,
+    write_fd_set: fd_set | None,
+    except_fd_set: fd_set | None,
+    max_fd: Cell | None,
+    fd_setsize: int,
+) -> int:
+    """The same for sets of that size; MHD_NO if one of the descriptors does not fit."""
     if daemon is None or read_fd_set is None or write_fd_set is None:
         return MHD_NO
     try:
         reading, writing = daemon.get_fdset()
+        if any(fd >= fd_setsize for fd in reading | writing):
+            return MHD_NO
         for fd in reading:
             FD_SET(fd, read_fd_set)
         for fd in writing:
@@ -307,23 +260,35 @@ def MHD_get_fdset(
 
 def MHD_get_timeout(daemon: MHD_Daemon | None, timeout: Cell) -> int:
     """How many milliseconds the caller may wait; MHD_NO: for ever."""
-    if daemon is None:
+    milliseconds = MHD_get_timeout64s(daemon)
+    if milliseconds < 0:
         return MHD_NO
-    try:
-        seconds = daemon.get_timeout()
-    except QuiesceError:
-        return MHD_NO
-    if seconds is None:
-        return MHD_NO
-    timeout.value = -int(-seconds * 1000 // 1)  # rounded up: never a turn too early
+    timeout.value = milliseconds
     return MHD_YES
+
+
+MHD_get_timeout64 = MHD_get_timeout  # an integer here has no width
+
+
+def MHD_get_timeout64s(daemon: MHD_Daemon | None) -> int:
+    """The same as a result; -1: for ever."""
+    try:
+        seconds = None if daemon is None else daemon.get_timeout()
+    except QuiesceError:
+        return -1
+    return -1 if seconds is None else -int(-seconds * 1000 // 1)  # rounded up: never a turn too early
+
+
+def MHD_get_timeout_i(daemon: MHD_Daemon | None) -> int:
+    """The same for functions that take an int of C: never more than fits one."""
+    return min(MHD_get_timeout64s(daemon), (1 << 31) - 1)
 
 
 def MHD_add_connection(
     daemon: MHD_Daemon | None, client_socket: int, addr: tuple[Any, ...] | None, addrlen: int
 ) -> int:
     """Serve a connected socket, which is the daemon's and closed in any case; errno says what went wrong."""
-    wanted = 0 if addr is None else _SOCKADDR_LENGTHS.get(len(addr), 0)
+    wanted = 0 if addr is None else sockaddr_length(addr)
     if daemon is None or addrlen < wanted:
         _close(client_socket)
         set_errno(errno.EINVAL)
@@ -363,11 +328,4 @@ def MHD_get_daemon_info(daemon: MHD_Daemon | None, info_type: int) -> Any:
         T.MHD_DAEMON_INFO_CURRENT_CONNECTIONS: info.connections,
         T.MHD_DAEMON_INFO_FLAGS: daemon.flags,
         T.MHD_DAEMON_INFO_BIND_PORT: info.port,
-    }.get(MHD_DaemonInfoType(info_type))
-
-
-def MHD_get_version() -> str:
-    """Ours, not libmicrohttpd's."""
-    from quiesce import __version__
-
-    return __version__
+    }.get(info_type)  # type: ignore[call-overload]

@@ -22,6 +22,13 @@ def MHD_create_response_from_buffer(size: int, buffer: Buffer | None, mode: int)
     return _from_buffer(size, buffer, mode == MHD_ResponseMemoryMode.MHD_RESPMEM_MUST_COPY, None)
 
 
+def MHD_create_response_from_data(
+    size: int, data: Buffer | None, must_free: int, must_copy: int
+) -> Response | None:
+    """The same by the name of old."""
+    return _from_buffer(size, data, bool(must_copy), None)
+
+
 def MHD_create_response_from_buffer_static(size: int, buffer: Buffer | None) -> Response | None:
     return _from_buffer(size, buffer, False, None)
 
@@ -64,6 +71,10 @@ def MHD_create_response_from_fd(size: int, fd: int) -> Response | None:
 
 def MHD_create_response_from_fd64(size: int, fd: int) -> Response | None:
     return MHD_create_response_from_fd_at_offset64(size, fd, 0)
+
+
+def MHD_create_response_from_fd_at_offset(size: int, fd: int, offset: int) -> Response | None:
+    return MHD_create_response_from_fd_at_offset64(size, fd, offset)
 
 
 def MHD_create_response_from_fd_at_offset64(size: int, fd: int, offset: int) -> Response | None:

@@ -1,29 +1,33 @@
 """Takes connections from the kernel's queue, and stops taking them."""
 
+import _socket
 import errno
 import os
 import select
 import socket
-import sys
 from collections.abc import Callable
+from typing import Any, cast
 
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.share import FIRST_LOOK_S, LOOK_S, Patience, next_look_s
 from quiesce.worker.loops.base import READ, Loop, Timer
 from quiesce.worker.net.gate import Gate
+from quiesce.worker.net.reserve import Reserve
 
 _BURST = 16  # of one turn: what is accepted here is not accepted by an idle neighbour
 _MOST_LAST = (
     1024  # from the queue of a listener that goes; who connects faster than we accept must not keep it
 )
 _RETRY_S = 0.1
+_MOST_LOCALS = 1000  # with a whole IPv6 network on an interface there could be any number
 _QUIET_LOOKS = 25  # above our share, and nobody comes: look no more, be told
 # accept(2): errors of the connection that came, not of the listener
 _OF_THE_CONNECTION = frozenset(
     (errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN,
      errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EINTR, errno.ETIMEDOUT)
 )  # fmt: skip
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_OUT_OF_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+_EXHAUSTED = _OUT_OF_DESCRIPTORS | {errno.ENOBUFS, errno.ENOMEM}
 
 Accepted = Callable[[socket.socket, Address, Address, "Listener"], None]
 
@@ -39,8 +43,10 @@ class Listener:
         self.fd = sock.fileno()
         self.watched = False
         self.patience = Patience()
+        self.family, self.proto = int(sock.family), sock.proto
         self.is_inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         self._local: Address = None
+        self._locals: dict[Address, Address] = {}  # so that connections to one address share it; bounded
         if self.is_inet:
             address = sock.getsockname()
             if address[0] not in ("0.0.0.0", "::"):
@@ -56,9 +62,12 @@ class Listener:
         if not self.is_inet or self._local is not None:
             return self._local
         try:
-            return sock.getsockname()[:2]  # type: ignore[no-any-return]
+            local = sock.getsockname()[:2]
         except OSError:
             return None
+        if len(self._locals) > _MOST_LOCALS:
+            self._locals.clear()
+        return self._locals.setdefault(local, local)
 
 
 class Acceptor:
@@ -75,13 +84,24 @@ class Acceptor:
         before_accept: Callable[[], None] | None,
         gate: Gate,
         show: Callable[[bool], None],
+        reserve: Reserve | None,
+        turn_away: Accepted,
     ) -> None:
-        """``show`` is told whether we accept, whenever that changes; a gate that is closed changes nothing."""
+        """
+        Args:
+            show: Is told whether we accept, whenever that changes; a gate that is closed changes nothing.
+            reserve: For who accepts alone: to accept with when there are no descriptors left.  None: others accept on
+                these listeners, and who comes then is left to them.
+            turn_away: Is given, as ``accepted`` would be, whom the reserve was used for.
+        """
         self._loop = loop
         self._accepted = accepted
         self._before = before_accept
         self._gate = gate
         self._show = show
+        self._turn_away = turn_away
+        self._reserve = reserve
+        self._is_short = False  # we rest for want of descriptors
         self.listeners: dict[str, Listener] = {}
         self.active = False
         self._retry: Timer | None = None
@@ -125,9 +145,13 @@ class Acceptor:
 
     def start(self) -> None:
         self.active = True
+        if self._reserve is not None:
+            self._reserve.hold()
         self._watch_all()
 
     def pause(self) -> None:
+        if self.active and self._reserve is not None:
+            self._reserve.leave()
         self.active = False
         self._show(False)
         self._unwatch_all()
@@ -166,6 +190,9 @@ class Acceptor:
             self._before()  # an order to quiesce that has arrived wins
         if not listener.watched:
             return
+        if self._reserve is not None and not self._reserve.is_there():
+            self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            return
         # O_NONBLOCK is on the shared open file description and any process may have cleared it; accept has no
         # MSG_DONTWAIT; and what epoll saw, another worker may have taken.  We would block for ever.
         os.set_blocking(listener.fd, False)
@@ -185,43 +212,78 @@ class Acceptor:
             return False
         except OSError as exc:
             return self._failed(listener, exc)
-        # With family and type given, no getsockopt is needed to ask for them.
-        sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, listener.sock.proto, fd)
-        self._accepted(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
+        self._give(listener, fd, peer, self._accepted)
         return True
+
+    @staticmethod
+    def _give(listener: Listener, fd: int, peer: Any, to: Accepted) -> None:
+        # With family and type given, no getsockopt is needed to ask for them.
+        # And socket.socket adds to this class nothing but 24 bytes for each connection, and a microsecond.
+        sock = cast(socket.socket, _socket.socket(listener.family, socket.SOCK_STREAM, listener.proto, fd))
+        to(sock, peer[:2] if listener.is_inet else None, listener.local_of(sock), listener)
 
     def _failed(self, listener: Listener, exc: OSError) -> bool:
         if exc.errno in _OF_THE_CONNECTION:
             return True
-        if exc.errno in _EXHAUSTED:
-            self._rest(exc)
-        else:
-            print(f"quiesce: cannot accept on {listener.name}: {exc}", file=sys.stderr, flush=True)
-            self._rest(exc)
+        if exc.errno not in _EXHAUSTED:
+            self._loop.complain(f"cannot accept on {listener.name}: {exc}", None)
+        self._rest(exc)
         return False
 
     def _rest(self, exc: OSError) -> None:
         """Leave the listeners alone for a moment.
 
-        Clients lose nothing: they wait in the kernel's queue, where another worker may take them.  So no reserve
-        descriptor is spent on accepting them only to turn them away.
+        Where others accept on them clients lose nothing: they wait in the kernel's queue, and another worker may take
+        them.  So no reserve is spent on accepting them only to turn them away.
         """
         if not self._said:
             self._said = True
-            print(
-                f"quiesce: accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections "
-                "(said once)",
-                file=sys.stderr,
-                flush=True,
+            self._loop.complain(
+                f"accepting pauses: {exc.strerror}; raise LimitNOFILE or lower limits.connections (said once)",
+                None,
             )
         self._show(False)
         self._unwatch_all()
+        self._is_short = exc.errno in _OUT_OF_DESCRIPTORS
         self._retry = self._loop.call_at(self._loop.now() + _RETRY_S, self._again)
 
     def _again(self) -> None:
         self._retry = None
-        if self.active:
+        if self.active and not (self._is_short and self._accept_short()):
             self._watch_all()
+
+    def _accept_short(self) -> bool:
+        """Nobody else accepts, and so nobody is to wait for ever: if there still is no descriptor, take one client with
+        the reserve and turn it away.  One for each rest, so there is a bound to it; and it has the reserve's place
+        until it has gone.  True: we rest again.
+        """
+        if self._reserve is None:
+            return False
+        waiting = self._waiting()  # accept wants a descriptor before it looks who is there
+        for listener in [one for one in self.listeners.values() if one.fd in waiting]:
+            os.set_blocking(listener.fd, False)  # as in _ready
+            give = self._accepted
+            with self._reserve:
+                taken, error = self._try(listener)
+                if error is not None and self._reserve.spend():
+                    give = self._turn_away
+                    taken, _ = self._try(listener)
+                    self._reserve.fill()
+            if error is not None:
+                self._rest(error)
+            if taken is not None:
+                self._give(listener, *taken, give)
+            if error is not None:
+                return True
+        return False
+
+    @staticmethod
+    def _try(listener: Listener) -> tuple[tuple[int, Any] | None, OSError | None]:
+        """Whom we accepted; or what says that there are no descriptors.  Neither: nobody is there."""
+        try:
+            return listener.sock._accept(), None  # type: ignore[attr-defined]
+        except OSError as exc:
+            return None, exc if exc.errno in _OUT_OF_DESCRIPTORS else None
 
     # -- above our share ------------------------------------------------------------------------
 

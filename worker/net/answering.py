@@ -21,6 +21,7 @@ class Answering(Moving):
     __slots__ = ()
 
     _decoder: LengthDecoder | ChunkedDecoder | None
+    _parsing: bool
 
     # -- any thread that has the exchange ---------------------------------------------------------
 
@@ -43,40 +44,41 @@ class Answering(Moving):
             self.update_interest()
             self.arm(self.daemon.limits.send_timeout)
 
-    def complete(self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"") -> None:
-        """The response is complete: these are its last bytes.
+    def complete(
+        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
+    ) -> None:
+        """The response is complete: these are its last bytes.  ``now``: if somebody knows it already.
 
         Sent and taken note of under one lock: a client that is quick with its next request must find the
         connection idle, or the loop would have to be woken for it.
         """
         daemon = self.daemon
+        quiet = False
         with self.lock:
             if self.exchange is not exchange:
                 return
-            if data:
+            goes_on = (
+                keep and self._parsing and self._input and exchange.body_complete and daemon.moving is None
+            )
+            if data and not (goes_on and self._another_follows() and self._hold(data)):
                 self._push(data, more)
             sent = self.sent - self._reported
-            self._reported += sent
-            is_idle = keep and exchange.body_complete and not self._queue and not self.broken
-            # Counted first: the loop sees IDLE without the lock, and counts the next request, or the end.
-            if not self.probe:
-                daemon.counters.response(exchange.status, sent, -(is_idle and self.busy))
-            if not keep:
-                self.state = FLUSHING
-            elif not exchange.body_complete:
-                self.state = SKIPPING
-            elif not is_idle:
-                self.state = SENDING
-            else:
-                timeout = daemon.limits.idle_timeout
-                self._deadline = monotonic() + timeout if timeout else inf
-                self.busy = False
-                self.state = IDLE
+            self._reported = self.sent
             self.exchange = None
-            # While _process is at work it looks by itself at what is left to do.
-            quiet = self.state is IDLE and (
-                self._parsing or not (self._input or self._eof or daemon.moving is not None)
-            )
+            # Counted before the state says so: the loop sees IDLE without the lock, and counts the next request.
+            if keep and exchange.body_complete and not self._queue and not self.broken:
+                if not self.probe:
+                    daemon.counters.response(exchange.status, sent, -self.busy)
+                timeout = daemon.limits.idle_timeout
+                self._deadline = (now or monotonic()) + timeout if timeout else inf
+                self.busy = False
+                # While _process is at work it looks by itself at what is left to do.
+                quiet = self._parsing or not (self._input or self._eof or daemon.moving is not None)
+                self.state = IDLE
+            else:
+                if not self.probe:
+                    daemon.counters.response(exchange.status, sent, 0)
+                self.state = FLUSHING if not keep else SENDING if exchange.body_complete else SKIPPING
         # From here on the loop may have begun with the next request.
         if daemon.access_log is not None and not self.probe:
             daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
@@ -88,6 +90,12 @@ class Answering(Moving):
             self._settle()
         elif not self._parsing:
             daemon.loop.call_soon_threadsafe(self._settle)
+
+    def _another_follows(self) -> bool:
+        """Is the next request there, so that its answer can take this one along?  16 small answers in one send cost
+        a fifth.  Only where the application answers in this thread: another one may take its time.
+        """
+        return self.daemon.is_inline and self._input[0] > 13 and self._input.find(b"\r\n\r\n") > 0
 
     def abort(self, exchange: Exchange) -> None:
         """Cut, so that the client sees that the response is not whole."""

@@ -29,65 +29,88 @@ ACCEPTING = int(Field.ACCEPTING)
 
 
 class Counters:
-    """Connections as they are now, and the slot.  ``slot[field] += n`` is not atomic: hold ``lock``."""
+    """Connections as they are now, and the slot.  For the loop's thread alone; :class:`SharedCounters` for a pool."""
 
-    __slots__ = ("busy", "lock", "open", "slot")
+    __slots__ = ("busy", "open", "slot")
 
     def __init__(self, slot: memoryview | None) -> None:
         self.slot = memoryview(bytearray(8 * SLOT_FIELDS)).cast("Q") if slot is None else slot
-        self.lock = allocate_lock()
         self.open = 0
         self.busy = 0
 
     def move(self, slot: memoryview) -> None:
         """Go on in another slot, from where we are."""
-        with self.lock:
-            for field in range(len(slot)):
-                slot[field] = self.slot[field]
-            self.slot = slot
+        for field in range(len(slot)):
+            slot[field] = self.slot[field]
+        self.slot = slot
 
     def count(self, field: int, amount: int = 1) -> None:
-        with self.lock:
-            self.slot[field] += amount
+        self.slot[field] += amount
 
     def connection(self, open_: int, busy: int) -> None:
         """So many connections came or went, and became busy or idle."""
-        with self.lock:
-            self.open += open_
-            self.busy += busy
-            self._show()
-
-    def request(self, received: int, was_idle: bool) -> None:
-        """A head is complete."""
-        with self.lock:
-            slot = self.slot
-            slot[REQUESTS] += 1
-            slot[BYTES_IN] += received
-            if was_idle:
-                self.busy += 1
-                slot[CONN_BUSY] = self.busy
-                slot[CONN_IDLE] = self.open - self.busy
-
-    def traffic(self, received: int, sent: int) -> None:
-        with self.lock:
-            self.slot[BYTES_IN] += received
-            self.slot[BYTES_OUT] += sent
-
-    def response(self, status: int, sent: int, busy: int) -> None:
-        """A response is complete, or is not going to be; ``busy`` is -1 if its connection is idle now."""
-        with self.lock:
-            slot = self.slot
-            field = RESPONSES + status // 100
-            if RESPONSES < field <= RESPONSES + 5:
-                slot[field] += 1
-            slot[BYTES_OUT] += sent
-            if busy:
-                self.busy += busy
-                slot[CONN_BUSY] = self.busy
-                slot[CONN_IDLE] = self.open - self.busy
-
-    def _show(self) -> None:
+        self.open += open_
+        self.busy += busy
         slot = self.slot
         slot[CONN_OPEN] = self.open
         slot[CONN_BUSY] = self.busy
         slot[CONN_IDLE] = self.open - self.busy
+
+    def request(self, received: int, was_idle: bool) -> None:
+        """A head is complete."""
+        slot = self.slot
+        slot[REQUESTS] += 1
+        slot[BYTES_IN] += received
+        if was_idle:
+            busy = self.busy = self.busy + 1
+            slot[CONN_BUSY] = busy
+            slot[CONN_IDLE] = self.open - busy
+
+    def traffic(self, received: int, sent: int) -> None:
+        self.slot[BYTES_IN] += received
+        self.slot[BYTES_OUT] += sent
+
+    def response(self, status: int, sent: int, busy: int) -> None:
+        """A response is complete, or is not going to be; ``busy`` is -1 if its connection is idle now."""
+        slot = self.slot
+        if 100 <= status < 600:
+            slot[RESPONSES + status // 100] += 1
+        slot[BYTES_OUT] += sent
+        if busy:
+            busy = self.busy = self.busy + busy
+            slot[CONN_BUSY] = busy
+            slot[CONN_IDLE] = self.open - busy
+
+
+class SharedCounters(Counters):
+    """The same for several threads: ``slot[field] += n`` is not atomic."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, slot: memoryview | None) -> None:
+        self._lock = allocate_lock()
+        Counters.__init__(self, slot)
+
+    def move(self, slot: memoryview) -> None:
+        with self._lock:
+            Counters.move(self, slot)
+
+    def count(self, field: int, amount: int = 1) -> None:
+        with self._lock:
+            self.slot[field] += amount
+
+    def connection(self, open_: int, busy: int) -> None:
+        with self._lock:
+            Counters.connection(self, open_, busy)
+
+    def request(self, received: int, was_idle: bool) -> None:
+        with self._lock:
+            Counters.request(self, received, was_idle)
+
+    def traffic(self, received: int, sent: int) -> None:
+        with self._lock:
+            Counters.traffic(self, received, sent)
+
+    def response(self, status: int, sent: int, busy: int) -> None:
+        with self._lock:
+            Counters.response(self, status, sent, busy)

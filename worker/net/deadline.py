@@ -4,9 +4,13 @@ import socket
 from collections.abc import Sequence
 from math import inf
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from quiesce.worker.loops.base import Loop, Timer
 from quiesce.worker.net.output import Output
+
+if TYPE_CHECKING:
+    from quiesce.worker.daemon import Daemon
 
 
 class Timed(Output):
@@ -17,12 +21,11 @@ class Timed(Output):
     the timer never is further away than ``recheck_s``.
     """
 
-    __slots__ = ("_deadline", "_loop", "_recheck_s", "_timer", "_timer_at")
+    __slots__ = ("_deadline", "_timer", "_timer_at", "daemon")
 
-    def __init__(self, sock: socket.socket, loop: Loop, recheck_s: float) -> None:
+    def __init__(self, sock: socket.socket, daemon: "Daemon") -> None:
         Output.__init__(self, sock)
-        self._loop = loop
-        self._recheck_s = recheck_s
+        self.daemon = daemon
         self._timer: Timer | None = None
         self._timer_at = inf
         self._deadline = inf
@@ -36,24 +39,25 @@ class Timed(Output):
         now = monotonic()
         deadline = self._deadline = now + seconds if seconds else inf
         if deadline < self._timer_at:
-            self._look_at(min(deadline, now + self._recheck_s))
+            self._look_at(deadline, now)
 
-    def _look_at(self, when: float) -> None:
+    def _look_at(self, deadline: float, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = when
-        self._timer = self._loop.call_at(when, self._on_timer)
+        # Never further away than this: a thread of the pool that makes us idle sets only the attribute.
+        self._timer_at = min(deadline, now + self.daemon.recheck_s)
+        self._timer = self.daemon.loop.call_at(self._timer_at, self)
 
-    def _on_timer(self) -> None:
+    def __call__(self) -> None:
+        """The timer's: the connection is its own callback, for a bound method more would be 64 bytes for each one."""
         self._timer = None
         self._timer_at = inf
         now = monotonic()
         deadline = self._deadline
         if deadline > now:
-            # Never further away than this: a thread of the pool that makes us idle sets only the attribute.
-            self._look_at(min(deadline, now + self._recheck_s))
-            return
-        self.late()
+            self._look_at(deadline, now)
+        else:
+            self.late()
 
     def disarm(self) -> None:
         """Nothing is due any more, for good."""

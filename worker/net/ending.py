@@ -4,7 +4,6 @@ The loop's thread only.
 """
 
 import socket
-import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ class Ending(Timed):
 
     # fmt: off
     __slots__ = (
-        "_received", "_reported", "_since", "busy", "daemon", "fd", "ip", "probe", "state",
+        "_received", "_reported", "_since", "busy", "fd", "ip", "probe", "state",
     )
     # fmt: on
 
@@ -39,8 +38,7 @@ class Ending(Timed):
     _input: bytes
 
     def __init__(self, daemon: "Daemon", sock: socket.socket, probe: bool) -> None:
-        Timed.__init__(self, sock, daemon.loop, daemon.recheck_s)
-        self.daemon = daemon
+        Timed.__init__(self, sock, daemon)
         self.fd = sock.fileno()
         self.probe = probe
         self.ip = ""  # as counted by connections_per_ip
@@ -77,7 +75,7 @@ class Ending(Timed):
             try:
                 self.state, actions = step(self.state, event)
             except IllegalTransition as exc:  # a bug of ours: this client pays, nobody else
-                print(f"quiesce: {exc}", file=sys.stderr, flush=True)
+                self.daemon.loop.complain(str(exc), None)
                 self.state, actions = CLOSED, (Action.TELL, Action.CLOSE)
             if exchange is not None and self.state in _LAST:
                 taken, self.exchange = exchange, None

@@ -5,14 +5,14 @@ in the application's place (408, 503), everything here goes on working and does 
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import IO, TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
 from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_body
+from quiesce.worker.net.output import JOIN_BELOW
 
 if TYPE_CHECKING:
     from quiesce.worker.net.stream import Connection
@@ -32,6 +32,7 @@ class Exchange:
 
     # Defaults on the class: most requests change few of them, and storing twenty costs a microsecond.
     body: IO[bytes] | None = None
+    since_ns = 0  # when the head was complete, CLOCK_MONOTONIC
     status = 0  # 0 = start() was not called
     started = False  # bytes of the head are out
     finished = False
@@ -53,10 +54,9 @@ class Exchange:
     _paused = False
     _pending: list[bytes] | None = None
 
-    def __init__(self, connection: "Connection", request: Request, since: float) -> None:
+    def __init__(self, connection: "Connection", request: Request) -> None:
         self._connection = connection
         self.request = request
-        self.since = since  # when the head was complete
 
     # -- the response -------------------------------------------------------------------
 
@@ -160,6 +160,8 @@ class Exchange:
             return
         connection = self._connection
         if not self.started:
+            if self._finish_plain(data):
+                return
             head = self._frame(len(data) if self._whole < 0 else self._whole)
             if not self._no_body and len(data) == self._left:
                 self._left = 0
@@ -178,24 +180,60 @@ class Exchange:
             return
         self._done(b"0\r\n%s\r\n" % self.trailers if self._chunked and not self._no_body else b"")
 
+    def _finish_plain(self, data: bytes) -> bool:
+        """The usual case of :meth:`finish`: all of the body is here, and is as long as was said, if it was."""
+        head = self._head
+        size = len(data)
+        if head is None or self.request.method == "HEAD" or self._whole >= 0 or size > JOIN_BELOW:
+            return False
+        framing = b""
+        if head.length != size:
+            if not head.is_plain:
+                return False
+            framing = b"Content-Length: %d\r\n" % size
+        elif head.close or has_no_body(head.status):
+            return False
+        line = self._last_words(head)
+        now = monotonic()
+        date = b"" if head.dated else self._connection.daemon.date_line(now)
+        self._answer(b"".join((head.lines, date, framing, line, b"\r\n", data)), size, now)
+        return True
+
     def respond(self, response: Response) -> None:
         """Send a whole response with a body in bytes, from its cache if it has it."""
         if self.disconnected:
             self._close_body()
             return
-        connection = self._connection
+        head, body = response.head, response.body
         self.status = response.status
-        self._head = response.head
-        body = response.body
-        assert isinstance(body, bytes)
-        self._no_body = self.request.method == "HEAD" or has_no_body(response.status)
-        if self._no_body or response.head.length not in (-1, len(body)):
+        assert type(body) is bytes
+        if not head.is_plain or self.request.method == "HEAD":
+            self._head = head
             self.finish(body)
             return
-        self._last = self._is_last(response.head)
-        self.started = True
-        self.body_sent = len(body)
-        self._done(response.wire(connection.daemon.date_line(), self._connection_line()))
+        line = self._last_words(head)
+        now = monotonic()
+        date = self._connection.daemon.date_line(now)
+        cached = response._cached
+        wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
+        self._answer(wire, len(body), now)
+
+    def _last_words(self, head: Head) -> bytes:
+        """Decide whether this answer is the last one.  Returns the Connection line that says so."""
+        request = self.request
+        if self._last or not request.keep_alive or not self.body_complete or self._connection.daemon.closing:
+            self._last = self._is_last(head)
+        elif request.version == "1.1" and not self.says_keep_alive:
+            return b""
+        return self._connection_line()
+
+    def _answer(self, wire: bytes, size: int, now: float) -> None:
+        """Send a whole response."""
+        self.started = self.finished = True
+        self.body_sent = size
+        if self.body is not None:
+            self.body.close()
+        self._connection.complete(self, not self._last, wire, b"", now)
 
     def leave(self) -> None:
         """Whatever the answer says, it is this connection's last."""
@@ -217,9 +255,8 @@ class Exchange:
         response that is visibly cut where one has begun.
         """
         request = self.request
-        self._complain(f"raised {type(exc).__name__} in {request.method} {request.target.decode('latin-1')}")
-        # Not the traceback module: it is dear, and a late import could find the application's own.
-        sys.__excepthook__(type(exc), exc, exc.__traceback__)
+        target = request.target.decode("latin-1")
+        self._complain(f"raised {type(exc).__name__} in {request.method} {target}", exc)
         if self.disconnected:
             self._close_body()
         elif self.started:
@@ -355,7 +392,7 @@ class Exchange:
                 self._last = True
         self._left = length
         self._last = self._is_last(head)
-        date = b"" if head.dated else self._connection.daemon.date_line()
+        date = b"" if head.dated else self._connection.daemon.date_line(monotonic())
         return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
@@ -368,9 +405,9 @@ class Exchange:
         if self.body is not None:
             self.body.close()
 
-    def _complain(self, what: str) -> None:
-        app = self._connection.daemon.app
-        print(f"quiesce: the {app.interface} application {what}", file=sys.stderr, flush=True)
+    def _complain(self, what: str, exc: BaseException | None = None) -> None:
+        daemon = self._connection.daemon
+        daemon.loop.complain(f"the {daemon.app.interface} application {what}", exc)
 
     def tell(self) -> None:
         """The connection's, in the loop's thread: nobody listens any more, or sends any more."""
@@ -380,7 +417,7 @@ class Exchange:
 
     def seconds(self) -> float:
         """Since the head was complete."""
-        return monotonic() - self.since
+        return (monotonic_ns() - self.since_ns) / 1e9
 
 
 def _as_bytes(data: Any) -> bytes:

@@ -4,15 +4,14 @@ Without it a shared listener is up to 3.5 times off the mean: whoever is woken f
 woken or waited for here: a worker looks at what the others show, and what they leave it takes.
 """
 
-from time import monotonic, monotonic_ns
+from time import monotonic_ns
 
 from quiesce.shared.scoreboard import Field, Scoreboard
-from quiesce.worker.core.share import MOST_OPEN, NEVER, Patience, is_churn, limit
+from quiesce.worker.core.share import MOST_OPEN, NEVER, is_churn, limit
 from quiesce.worker.net.counters import ACCEPTED, HANDED_IN, HANDED_OUT, Counters
 
 _FRESH_NS = 500_000_000  # whose loop has not turned since then takes nobody: stopped, dead, or in a request
 _SPARE = 8  # slots behind the last one that is in use: a new worker counts at once
-_FORGET_S = 0.25  # of a lane: who asks after so long asks about something else
 
 
 class Neighbours:
@@ -70,8 +69,6 @@ class Gate:
         self._is_churn = False
         self._most_open = [0, 0]  # in this beat and the one before
         self._ended = [0, 0]  # connections that had ended when they began
-        self._lane = Patience()
-        self._lane_asked = 0.0
 
     def use(self, neighbours: Neighbours | None) -> None:
         """These are the others from now on."""
@@ -83,13 +80,17 @@ class Gate:
         if self.neighbours is None:
             return
         self.neighbours.count()
-        slot, open_ = self.counters.slot, self.counters.open
-        ended = slot[ACCEPTED] + slot[HANDED_IN] - slot[HANDED_OUT] - open_
-        most = max(*self._most_open, open_)
-        self._is_churn = is_churn(ended - self._ended[1], most)
-        self._ended = [ended, self._ended[0]]
-        self._most_open = [open_, self._most_open[0]]
+        self._is_churn = self._churns()
+        self._ended = [self._ended_by_now(), self._ended[0]]
+        self._most_open = [self.counters.open, self._most_open[0]]
         self._look()
+
+    def _ended_by_now(self) -> int:
+        slot = self.counters.slot
+        return slot[ACCEPTED] + slot[HANDED_IN] - slot[HANDED_OUT] - self.counters.open
+
+    def _churns(self) -> bool:
+        return is_churn(self._ended_by_now() - self._ended[1], max(*self._most_open, self.counters.open))
 
     def is_above(self) -> bool:
         """Have we more than our share, as things are now?"""
@@ -97,25 +98,20 @@ class Gate:
         return self.counters.open > self.limit
 
     def _look(self) -> None:
+        if self.neighbours is not None:
+            self._is_churn = self._is_churn or self._churns()
         if self.neighbours is None or self._is_churn:
-            self.limit = NEVER
+            self.limit = NEVER  # until the next beat
             return
         open_ = self.counters.open
         self._most_open[0] = max(self._most_open[0], open_)
         self.limit = limit(open_, self.neighbours.open())
 
     def may_take(self) -> bool:
-        """May we take from a lane in which something waits?  Who is told no asks again: at first after `FIRST_LOOK_S`,
-        and then as `next_look_s` says, as long as something waits.  What has waited `PATIENCE_S` is ours.
+        """May we take from a lane?  That what the others leave there is taken all the same is the affair of who
+        asks.
         """
-        if self.counters.open <= self.limit or not self.is_above():
-            self._lane.since = None
-            return True
-        now = monotonic()
-        if now - self._lane_asked > _FORGET_S:
-            self._lane.since = None
-        self._lane_asked = now
-        return self._lane.look(now, True)
+        return self.counters.open <= self.limit or not self.is_above()
 
     def others_accepted(self) -> int:
         """A figure that changes when another worker accepts."""

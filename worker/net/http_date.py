@@ -1,6 +1,7 @@
 """The Date field, made once a second."""
 
-from time import gmtime, time
+from math import inf
+from time import gmtime, monotonic, time
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -10,23 +11,24 @@ class HttpDate:
     """For any thread: two that make it at once make the same."""
 
     def __init__(self) -> None:
-        self._second = 0
+        self._until = -inf  # of the clock that does not jump
         self._date = b""
         self._line = b""
 
     def date(self) -> bytes:
         """The value of the field (RFC 9110 §5.6.7)."""
-        self.line()
+        self.line(monotonic())
         return self._date
 
-    def line(self) -> bytes:
-        """The field as a whole line."""
-        second = int(time())
-        if second != self._second:
-            now = gmtime(second)  # not strftime: names of days are English, whatever the locale
+    def line(self, now: float) -> bytes:
+        """The field as a whole line.  ``now``: of CLOCK_MONOTONIC."""
+        if now >= self._until:
+            exact = time()
+            then = gmtime(int(exact))  # not strftime: names of days are English, whatever the locale
             date = (
-                f"{_DAYS[now.tm_wday]}, {now.tm_mday:02} {_MONTHS[now.tm_mon - 1]} {now.tm_year} "
-                f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02} GMT"
+                f"{_DAYS[then.tm_wday]}, {then.tm_mday:02} {_MONTHS[then.tm_mon - 1]} {then.tm_year} "
+                f"{then.tm_hour:02}:{then.tm_min:02}:{then.tm_sec:02} GMT"
             ).encode()
-            self._date, self._line, self._second = date, b"Date: %s\r\n" % date, second
+            self._date, self._line = date, b"Date: %s\r\n" % date
+            self._until = now + 1 - exact % 1  # the next full second
         return self._line

@@ -3,7 +3,6 @@
 import errno
 import socket
 import sys
-from _socket import socket as _RawSocket
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,10 +16,6 @@ from quiesce.worker.net.room import Room
 _NO_ROOM_S = 0.1
 _ASIDE_S = 0.02  # others have less to do: they may take it first
 _MOST_PACKETS = 1024  # of one lane at a drain's end; whoever fills it faster than we read must not keep us
-
-_family = _RawSocket.family.__get__  # the number; the enum of socket.py costs 1 us
-_FAMILIES = frozenset((int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)))
-_type = _RawSocket.type.__get__
 
 
 class Arrival(NamedTuple):
@@ -228,20 +223,33 @@ def _arrivals(lane: Lane, data: bytes, fds: list[int]) -> list[Arrival]:
 
 def _arrival(record: Record, fd: int) -> Arrival:
     """Look at one.  On failure the descriptor is closed."""
+    # To have Python find the family out takes three system calls; what the record says is checked by two.
+    said = record.peer
+    family = socket.AF_UNIX if said is None else socket.AF_INET6 if ":" in said[0] else socket.AF_INET
     try:
-        sock = socket.socket(fileno=fd)
+        sock = socket.socket(family, socket.SOCK_STREAM, 0, fd)
     except OSError:
         close_all([fd])
         raise
     try:
-        family = _family(sock)
-        if _type(sock) != socket.SOCK_STREAM or family not in _FAMILIES:
-            raise OSError("its family or type is another")
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
+            raise OSError("it is no stream socket")
         peer = sock.getpeername()
-        return Arrival(record, sock, None if family == socket.AF_UNIX else peer[:2])
+        if _family_of(peer) != family:
+            sock = socket.socket(_family_of(peer), socket.SOCK_STREAM, 0, sock.detach())
+        return Arrival(record, sock, None if type(peer) is not tuple else peer[:2])
     except OSError:
         sock.close()
         raise
+
+
+def _family_of(peer: object) -> socket.AddressFamily:
+    """By the form in which Python gives the address; OSError: a family that no client of ours has."""
+    if type(peer) is str or type(peer) is bytes:
+        return socket.AF_UNIX
+    if type(peer) is tuple and type(peer[0]) is str and len(peer) in (2, 4):
+        return socket.AF_INET if len(peer) == 2 else socket.AF_INET6
+    raise OSError("its family is another")
 
 
 def _complain(lane: Lane, what: str) -> None:

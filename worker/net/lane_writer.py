@@ -7,10 +7,11 @@ import termios
 from collections.abc import Sequence
 from fcntl import ioctl
 
-from quiesce.shared.fdpass import MAX_FDS, send_fds
+from quiesce.shared.fdpass import send_fds
 from quiesce.shared.messages import LANE_VERSION
-from quiesce.worker.net.room import soft_limit
+from quiesce.worker.net.room import most_of_packet, soft_limit
 
+_SNDBUF = 1024 * 1024
 _SCM_FDS = b"scm_fds:"  # of /proc/PID/fdinfo/N: descriptors that lie in a unix socket's queue
 # Nobody is to read what is sent any more.  We hold a read end too, so it is the supervisor who says so, by shutdown.
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED))
@@ -42,8 +43,11 @@ class Target:
         self._sock = sock
         self._read_end = read_end
         self._info = -1
+        self._sent = 0
         try:
             sock.setblocking(False)  # see shared/channel.py: for Python's own timeouts
+            # The kernel gives as much of it as it allows: what has no room waits for a timer.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF)
             if read_end >= 0:
                 self._info = _open_info(read_end)
         except BaseException:
@@ -51,18 +55,18 @@ class Target:
             raise
 
     def room(self) -> int:
-        """So many descriptors may be sent now.
+        """So many descriptors may be sent now, in one packet.
 
         What is in flight counts for all processes of a user against RLIMIT_NOFILE (unix(7)), and ETOOMANYREFS would hit
         the supervisor's messages as well: so at most a quarter of it lies in a lane.
         """
         lying = self._lying()
-        if lying < 0:  # an older kernel does not say: one packet at a time
-            return 0 if self._unread() else self._most()
-        return min(max(self._most() - lying, 0 if lying else 1), MAX_FDS)
-
-    def _most(self) -> int:
-        return max(soft_limit() // 4, 1)
+        if lying < 0:  # this kernel does not say, or it is not our lane: what we have sent since it was empty
+            if not self._unread():
+                self._sent = 0
+            lying = self._sent
+        soft = soft_limit()
+        return min(max(soft // 4 - lying, 0 if lying else 1), most_of_packet(soft))
 
     def _lying(self) -> int:
         """Descriptors in the lane; -1: nobody says."""
@@ -81,6 +85,7 @@ class Target:
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         """Put one packet into the lane, or raise OSError (:func:`~quiesce.shared.fdpass.send_fds`)."""
         send_fds(self._sock, data, fds)
+        self._sent += len(fds)
 
     def descriptors(self) -> list[int]:
         return [fd for fd in (self._sock.fileno(), self._read_end, self._info) if fd >= 0]

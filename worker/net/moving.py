@@ -7,17 +7,17 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from quiesce.worker.core.connection import Event, State
+from quiesce.worker.core.connection import State
 from quiesce.worker.core.lane_record import MAX_INPUT_BYTES, Record
 from quiesce.worker.loops.base import READ
-from quiesce.worker.net.ending import FRESH, HEAD, IDLE, Ending
+from quiesce.worker.net.ending import CLOSED, FRESH, HEAD, IDLE, Ending
 
 if TYPE_CHECKING:
     from quiesce.worker.core.request import Address
 
-_BETWEEN = (IDLE, FRESH, HEAD)
-_STATES = {state.value: state for state in _BETWEEN}
-_NAMES = {state: state.value for state in _BETWEEN}
+BETWEEN = (IDLE, FRESH, HEAD)
+_STATES = {state.value: state for state in BETWEEN}
+_NAMES = {state: state.value for state in BETWEEN}
 # A deadline may have passed in the lane, with a request waiting in the socket: that gets its look first.
 _GRACE_S = 1.0
 
@@ -57,9 +57,11 @@ class Moving(Ending):
     def is_between(self) -> bool:
         """Is there nothing to it but its socket and a few bytes?  Under the lock."""
         return (
-            self.state in _BETWEEN
+            self.state in BETWEEN
             and self.exchange is None
-            and not self._queue
+            and not self._queue  # by the table it never has; what it cost if it had would be an answer
+            and self._held is None
+            and self._held is None
             and len(self._input) <= MAX_INPUT_BYTES
             and not (self.broken or self._eof or self.probe or self._leaves)
         )
@@ -90,7 +92,8 @@ class Moving(Ending):
 
     def gone(self) -> None:
         """It lies in the lane.  Our copy is closed without a word to the client, and whoever counted it forgets it."""
-        self.event(Event.HANDED_OVER)
+        self.state = CLOSED  # the table's HANDED_OVER
+        self._release()
 
     def stay(self) -> None:
         """It could not go: served here, for now."""
@@ -99,10 +102,10 @@ class Moving(Ending):
 
     def _release(self) -> None:
         self.disarm()
-        self._report_traffic()
+        if self._received or self.sent != self._reported:
+            self._report_traffic()
         self._set_busy(False)
-        with self.lock:
-            self._drop_body()
+        self._input = b""
         self.release()
 
     # -- from another process -----------------------------------------------------------------
@@ -138,7 +141,7 @@ class Moving(Ending):
     def go_on_here(self) -> None:
         """Look at what was read and is not parsed.  Harmless when there is nothing."""
         with self.lock:
-            if not self._input or self._parsing or self.state not in _BETWEEN:
+            if not self._input or self._parsing or self.state not in BETWEEN:
                 return
             data, self._input = self._input, b""
         self._process(data)

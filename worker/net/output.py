@@ -17,6 +17,7 @@ FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL  # whatever was done to O_NONB
 _AGAIN = (BlockingIOError, InterruptedError)
 _FILE_STEP = 1 << 20
 _MOST_BUFFERS = 64  # of one sendmsg; IOV_MAX is 1024
+_MOST_HELD = 31  # answers to pipelined requests that wait for the next one
 JOIN_BELOW = 16 * 1024  # copying so much is cheaper than a second buffer
 
 
@@ -42,6 +43,7 @@ class Output:
     """
 
     __slots__ = (
+        "_held",
         "_low",
         "_queue",
         "_waiter",
@@ -58,6 +60,7 @@ class Output:
         self.sock = sock
         self.lock = allocate_lock()
         self._queue: deque[Buffer | FilePiece] | None = None  # made when it is first needed
+        self._held: list[Buffer] | None = None  # answers that go out with the next one; the loop's thread
         self.queued = 0  # bytes of memory; files cost none
         self.sent = 0  # bytes, all in all
         self.exchange: object = None
@@ -76,6 +79,8 @@ class Output:
             return self.exchange is not owner or self._push(data, more)
 
     def _push(self, data: Buffer, more: Buffer) -> bool:
+        if self._held is not None:
+            data, self._held = b"".join((*self._held, data)), None
         if more:
             if len(more) > JOIN_BELOW:
                 return self._push_both(data, more)
@@ -109,6 +114,23 @@ class Output:
             self._send_some()
         return heard or not self._queue
 
+    def _hold(self, data: Buffer) -> bool:
+        """Let it go out with the next answer, which is certain to come; False if enough is held."""
+        if self._queue or len(data) > JOIN_BELOW:
+            return False
+        if self._held is None:
+            self._held = [data]
+            return True
+        if len(self._held) >= _MOST_HELD:
+            return False
+        self._held.append(data)
+        return True
+
+    def release_held(self) -> bool:
+        """The next answer takes its time; returns what :meth:`push` does."""
+        with self.lock:
+            return self._held is None or self._push(b"", b"")
+
     def push_file(self, owner: object, fd: int, offset: int, count: int) -> bool:
         """Queue a part of a file; the loop sends it.  Takes ``fd``."""
         with self.lock:
@@ -116,6 +138,9 @@ class Output:
                 os.close(fd)
                 return True
             heard = bool(self._queue)
+            self.sock.setblocking(False)  # sendfile has no MSG_DONTWAIT
+            if self._held is not None:
+                self._push(b"", b"")
             if self._queue is None:
                 self._queue = deque()
             self._queue.append(FilePiece(fd, offset, count))

@@ -4,7 +4,7 @@ import os
 import resource
 from time import monotonic
 
-from quiesce.shared.fdpass import MAX_FDS
+from quiesce.shared.fdpass import MAX_FDS, WANTED_FILES
 
 _SPARE_FDS = 64  # beyond a packet's: the application opens files too
 _RECOUNT_S = 1.0
@@ -20,8 +20,10 @@ class Room:
     def has_room(self) -> bool:
         """May a packet come now?"""
         soft = soft_limit()
-        # Where the limit is low, packets are small: nobody has more than a quarter of it in a lane.
-        wanted = min(MAX_FDS, soft // 4) + min(_SPARE_FDS, soft // 16)
+        # Everybody has inherited the supervisor's limit, unless the application has lowered it: then others may not
+        # have, and their packets are as large as packets can be.
+        packet = most_of_packet(soft) if soft >= min(hard_limit(), WANTED_FILES) else MAX_FDS
+        wanted = packet + min(_SPARE_FDS, soft // 16)
         open_now = _said_by_kernel()
         if not open_now:
             # To count ten thousand takes 5 ms, so far from the limit it is done once a second.
@@ -33,10 +35,27 @@ class Room:
         return open_now + wanted <= soft
 
 
+def most_of_packet(soft: int) -> int:
+    """How many connections go into one packet.
+
+    Where descriptors are few, packets are small: a reader needs room for a whole one, and what does not fit into it
+    any more would lie in the lane with nobody to serve it.
+    """
+    return max(min(MAX_FDS, soft // 64), 1)
+
+
 def soft_limit() -> int:
     """How many descriptors a process may have, as things are."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return soft if soft != resource.RLIM_INFINITY else 1 << 30
+    return _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def hard_limit() -> int:
+    """How many it could have."""
+    return _number(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def _number(limit: int) -> int:
+    return limit if limit != resource.RLIM_INFINITY else 1 << 30
 
 
 def _said_by_kernel() -> int:

@@ -4,11 +4,11 @@ The loop's thread only.  ``state`` changes under ``lock`` where a thread of the 
 from WORKING on until the answer.
 """
 
+import select
 import socket
-import sys
 from collections.abc import Callable
 from math import inf
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
 from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, decoder
@@ -91,12 +91,14 @@ class Connection(Answering):
             if events & WRITE:
                 self._writable()
             if events & (ERROR | HANGUP) and not self.closed:
-                self._hung_up(events)
+                self._hung_up()
                 return
             if not events & READ or self.closed:
                 return
+        state = self.state
+        ahead = state is WORKING or state is SENDING  # then no more than _AHEAD is kept
         try:
-            data = self.sock.recv(_RECV, socket.MSG_DONTWAIT)
+            data = self.sock.recv(max(_AHEAD - len(self._input), 1) if ahead else _RECV, socket.MSG_DONTWAIT)
         except _AGAIN:
             return
         except OSError:  # reset, or closed in this very turn
@@ -115,9 +117,15 @@ class Connection(Answering):
         else:
             self._early(data)
 
-    def _hung_up(self, events: int) -> None:
+    def _hung_up(self) -> None:
         """Both directions are gone.  Bytes that came before may still be read, and a socket pair's other end
         that was closed after its last request says this too."""
+        # Asked again: who had our descriptor may have left it in this very turn (to a lane), and it was meant.
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        events = sum(mask for _, mask in poll.poll(0))
+        if not events & (ERROR | HANGUP):
+            return
         if events & ERROR or self._eof or self.state not in (FRESH, IDLE, HEAD, BODY, STREAMING):
             self.event(Event.LOST)
             return
@@ -194,7 +202,7 @@ class Connection(Answering):
         daemon = self.daemon
         self._parsing = True
         while True:
-            if data[:1] in (b"\r", b"\n"):
+            if data[:1] <= b"\r":  # CR, LF; what else is so low is refused by the parser
                 data = self._skip_empty_lines(data)
             end = data.find(b"\r\n\r\n")
             if end < 0:
@@ -217,9 +225,7 @@ class Connection(Answering):
             request.scheme = self.scheme
             request.peer = self.peer
             request.local = self.local
-            if self.probe:
-                pass
-            else:
+            if not self.probe:
                 daemon.counters.request(self._received, not self.busy)
                 self._received = 0
                 self.busy = True
@@ -227,15 +233,20 @@ class Connection(Answering):
             if request.length == 0:
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
-                exchange = self.exchange = Exchange(self, request, monotonic())
+                exchange = self.exchange = Exchange(self, request)
                 daemon.call(exchange)
             else:
                 self._begin_body(request)
+            if self._held is not None and self.state is not IDLE:
+                self._loud(self.release_held())
+            if self.state is IDLE and not self._input:  # the usual case; what is idle is nobody's but ours
+                self._parsing = False
+                break
             with self.lock:
                 if (
                     self.state is not IDLE
                     or not self._input
-                    or (daemon.moving is not None and self.is_between())
+                    or (daemon.moving is not None and self._held is None and self.is_between())
                 ):
                     self._parsing = False
                     break
@@ -284,7 +295,8 @@ class Connection(Answering):
         self._since = self._rested = monotonic()
         self._read = 0
         data, self._input = self._input, b""
-        exchange = Exchange(self, request, self._since)
+        exchange = Exchange(self, request)
+        exchange.since_ns = monotonic_ns()
         self.exchange = exchange
         if not daemon.app.streams_body:
             self.event(Event.REQUEST_BODY)
@@ -353,7 +365,7 @@ class Connection(Answering):
     def _cannot_keep(self, exc: OSError) -> None:
         """No room for the body (ENOSPC, EMFILE).  The client first: the log may be on the same disk."""
         self.refuse(Rejected(500, "the body cannot be kept"))
-        print(f"quiesce: a request body cannot be kept: {exc}", file=sys.stderr, flush=True)
+        self.daemon.loop.complain(f"a request body cannot be kept: {exc}", None)
 
     def _check_rate(self) -> None:
         limits = self.daemon.limits

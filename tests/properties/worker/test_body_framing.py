@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from quiesce.worker.core import body_framing
 from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder, body_length, decoder
 from quiesce.worker.core.rejected import Rejected
 
@@ -113,3 +114,31 @@ def test_nothing_but_crlf_ends_a_line(pieces: list[bytes]) -> None:
         assert used[size : size + 2] == b"\r\n"
         used = used[size + 2 :]
     assert payload == want and used.endswith(b"\r\n")
+
+
+def test_a_trailer_that_comes_byte_by_byte_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+    check = body_framing._check_text
+
+    def counting(part: bytes) -> None:
+        nonlocal looked_at
+        looked_at += len(part)
+        check(part)
+
+    monkeypatch.setattr(body_framing, "_check_text", counting)
+    body = b"1;a=b\r\nx\r\n0\r\nX: " + b"y" * 30_000 + b"\r\nZ: z\r\n\r\n"
+    chunked = ChunkedDecoder(0, 32_768)
+    payload = b"".join(chunked.feed(body[at : at + 1]) for at in range(len(body)))
+    assert payload == b"x" and chunked.trailers == [(b"x", b"y" * 30_000), (b"z", b"z")]
+    assert looked_at < len(body)
+
+
+@pytest.mark.parametrize("octet", [b"\0", b"\r", b"\n"])
+def test_a_fault_in_a_trailer_is_found_wherever_the_cut_is(octet: bytes) -> None:
+    body = b"0\r\nX: " + b"y" * 20 + octet + b"z" * 20
+    for cut in range(1, len(body)):
+        chunked = ChunkedDecoder(0, 32_768)
+        with pytest.raises(Rejected) as refused:
+            chunked.feed(body[:cut])
+            chunked.feed(body[cut:])
+        assert refused.value.status == 400

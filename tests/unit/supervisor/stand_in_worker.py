@@ -7,6 +7,7 @@ lane_version: of its hello.
 mute: words that it never says.
 deaf: it reads no lane.
 requests: what its slot shows.
+turned_before_s: its slot says that its loop turned so long ago, for the last time.
 """
 
 import json
@@ -14,6 +15,7 @@ import os
 import select
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ class StandIn:
         self.target: tuple[str, socket.socket] | None = None
         self.draining = False
         self.slot: memoryview | None = None
+        self.born_ns = time.monotonic_ns()
 
     def tell(self, **news: Any) -> None:
         self.news.send(json.dumps({"worker": self.id, "pid": os.getpid(), **news}).encode())
@@ -118,6 +121,8 @@ class StandIn:
         if self.slot is not None:
             self.slot[Field.CONN_OPEN] = self.slot[Field.CONN_IDLE] = self.held
             self.slot[Field.REQUESTS] = self.how.get("requests", 0)
+            if "turned_before_s" in self.how:
+                self.slot[Field.TURN_NS] = self.born_ns - int(self.how["turned_before_s"] * 1e9)
             if counter is not None:
                 self.slot[counter] += more
 

@@ -360,6 +360,33 @@ def test_all_that_are_held_keep_what_they_have(house: House) -> None:
         house.until(lambda worker=worker: house.last(worker, "quiesce")["lane"] == "")
 
 
+@pytest.mark.parametrize("ending", ["promote", "abort"])
+def test_an_upgrade_while_all_are_held_moves_everybody_and_nobody_accepts(house: House, ending: str) -> None:
+    house.start(house.release("v1", holds=20))
+    house.did("quiesce", what="all")
+    reply = house.upgrade(house.release("v2"))
+    house.in_bake()
+    house.until(lambda: house.took("r2/1", "r2/2") == 40)
+    old, new = house.lane("r1"), house.lane("r2")
+    for worker in ("r2/1", "r2/2"):
+        words = [n["heard"] for n in house.heard(worker)]
+        assert words[words.index("probe") + 1 :][:2] == ["lane", "quiesce"] and "accept" not in words
+    house.did(ending)
+    house.until(lambda: reply.code is not None)
+    house.until(lambda: len(house.service.crew.generations) == 1)
+    if ending == "promote":
+        assert reply.code == 0 and "; 40 connections kept, 0 closed" in reply.text
+        assert house.last("r1/1", "drain")["lane"] == new.name
+        house.did("resume", what="all")
+        assert {worker.state for worker in house.service.crew} == {State.ACCEPTING}
+        return
+    assert reply.code == 1 and not old.ended
+    house.until(lambda: house.took("r1/1", "r1/2") == 40)
+    assert {worker.state for worker in house.service.crew} == {State.QUIESCED}
+    assert house.last("r2/1", "drain")["lane"] == old.name
+    assert house.last("r1/1", "quiesce")["lane"] == ""
+
+
 def test_a_worker_is_recycled_start_before_stop_and_one_at_a_time(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +446,19 @@ def test_who_has_more_than_its_share_sheds_half_of_that_until_it_is_even(
     seen = len(house.heard("r1/1", "shed"))
     house.turn_for(0.5)
     assert even() and len(house.heard("r1/1", "shed")) == seen and not house.heard("r1/2", "shed")
+
+
+def test_nothing_is_shed_for_a_worker_that_stands_still(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in a long request, or stopped: whoever sheds would take it back, and shed it again."""
+    monkeypatch.setattr(upkeep, "TICK_S", 0.05)
+    first = house.release("v1", holds=40)
+    house.start(first, workers=1)
+    (first / "behaviour.json").write_text('{"holds": 0, "turned_before_s": 2}')
+    house.did("scale", workers=2)
+    house.turn_for(0.5)
+    assert not house.heard("r1/1", "shed")
 
 
 def test_nobody_sheds_in_a_rollout_or_while_all_are_held(

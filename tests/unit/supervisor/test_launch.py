@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.shared.fdpass import WANTED_FILES
 from quiesce.supervisor import launch
 
 # Stands in for the supervisor: says how it, and its keeper, were started.
@@ -57,7 +58,7 @@ def test_how_a_keeper_begins() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGWINCH):
         assert found["caught"] & 1 << number - 1, number
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    assert found["soft"] == (launch.WANTED_FILES if hard < 0 else min(hard, launch.WANTED_FILES))
+    assert found["soft"] == (WANTED_FILES if hard < 0 else min(hard, WANTED_FILES))
     assert found["streams"][0] == "/dev/null"
 
 

@@ -4,12 +4,14 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.request import Address
 from quiesce.worker.embedded.seat import Seat
 from quiesce.worker.net.stream import Connection
 
-Place = Callable[[Seat, socket.socket, Address, Address], Connection]
-"""The daemon's: makes a connection of a socket that it owns from then on.  In the seat's thread."""
+Place = Callable[[Seat, socket.socket, Address, Address, Record | None], Connection]
+"""The daemon's: makes a connection of a socket that it owns from then on.  In the seat's thread.  The record is that of
+a connection which another daemon has served."""
 
 
 class Mode(Protocol):
@@ -24,8 +26,10 @@ class Mode(Protocol):
     def start(self) -> None:
         """Have the loops turn."""
 
-    def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
-        """Serve a client that this seat accepted.  In its thread."""
+    def accepted(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+    ) -> None:
+        """Serve a client that this seat accepted, or that came to it by a lane.  In its thread."""
 
     def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
         """Serve a client that comes from elsewhere.  From any thread; owns the socket in any case.

@@ -2,6 +2,7 @@
 
 import socket
 
+from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.request import Address
 from quiesce.worker.embedded.modes.base import Place
 from quiesce.worker.embedded.seat import Seat
@@ -19,11 +20,13 @@ class External:
     def start(self) -> None:
         pass
 
-    def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
-        self._place(seat, sock, peer, local)
+    def accepted(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+    ) -> None:
+        self._place(seat, sock, peer, local, record)
 
     def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
-        self._place(self.seats[0], sock, peer, local)
+        self._place(self.seats[0], sock, peer, local, None)
 
     def all_seats(self) -> list[Seat]:
         return self.seats

@@ -3,6 +3,7 @@
 import socket
 from itertools import cycle
 
+from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.request import Address
 from quiesce.worker.embedded.modes.base import Place
 from quiesce.worker.embedded.seat import Seat
@@ -22,12 +23,14 @@ class PollingThreads:
         for number, seat in enumerate(self.seats):
             seat.start(f"quiesce-poll-{number}")
 
-    def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
-        self._place(seat, sock, peer, local)
+    def accepted(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+    ) -> None:
+        self._place(seat, sock, peer, local, record)
 
     def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
         seat = next(self._next)
-        seat.do(lambda: self._place(seat, sock, peer, local))
+        seat.do(lambda: self._place(seat, sock, peer, local, None))
 
     def all_seats(self) -> list[Seat]:
         return self.seats

@@ -1,10 +1,10 @@
 """A thread that accepts, and one for each client: a handler may block, and keeps nobody else waiting."""
 
 import socket
-import sys
 import threading
 from collections.abc import Callable
 
+from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.request import Address
 from quiesce.worker.embedded.modes.base import Place
 from quiesce.worker.embedded.seat import Seat
@@ -16,10 +16,16 @@ class ThreadPerConnection:
     is_external = False
 
     def __init__(
-        self, seat: Seat, place: Place, make_seat: Callable[[], Seat], lost: Callable[[Address], None]
+        self,
+        seat: Seat,
+        place: Place,
+        make_seat: Callable[[], Seat],
+        lost: Callable[[Address], None],
+        refuse: Callable[[Seat, socket.socket, Address, Address], None],
     ) -> None:
         self.seats = [seat]
         self._place = place
+        self._refuse = refuse  # a client for whom there is no room; by the seat that accepted it
         self._make_seat = make_seat
         self._lost = lost  # told of a client that never got a place
         self._lock = threading.Lock()
@@ -30,10 +36,18 @@ class ThreadPerConnection:
     def start(self) -> None:
         self.seats[0].start("quiesce-accept")
 
-    def accepted(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
-        self.add(sock, peer, local)
+    def accepted(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+    ) -> None:
+        self._clear_up()
+        try:
+            own = self._make_seat()
+        except OSError:  # there was a descriptor for the client, and none for its loop
+            self._refuse(seat, sock, peer, local)
+        else:
+            self._begin(own, sock, peer, local, record)
 
-    def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
+    def add(self, sock: socket.socket, peer: Address, local: Address, record: Record | None = None) -> None:
         self._clear_up()
         try:
             seat = self._make_seat()
@@ -41,6 +55,11 @@ class ThreadPerConnection:
             sock.close()
             self._lost(peer)
             raise
+        self._begin(seat, sock, peer, local, record)
+
+    def _begin(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
+    ) -> None:
         with self._lock:
             if self._stopping:
                 sock.close()
@@ -51,15 +70,17 @@ class ThreadPerConnection:
             # Under the lock, so that whoever stops us finds a thread in every seat.
             seat.start(
                 "quiesce-client",
-                lambda: self._serve(seat, sock, peer, local),
+                lambda: self._serve(seat, sock, peer, local, record),
                 lambda: self._over(seat),
             )
 
-    def _serve(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
+    def _serve(
+        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
+    ) -> None:
         try:
-            self._place(seat, sock, peer, local)
+            self._place(seat, sock, peer, local, record)
         except OSError as exc:  # the socket is closed: this client is lost, nobody else
-            print(f"quiesce: cannot serve a client: {exc}", file=sys.stderr, flush=True)
+            seat.loop.complain(f"cannot serve a client: {exc}", None)
             self.left(seat)
 
     def left(self, seat: Seat) -> None:

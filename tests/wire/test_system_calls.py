@@ -1,0 +1,110 @@
+"""What a request costs in system calls: one recv, one send, and epoll is told nothing.
+
+Counted as the serving thread sees it: every function in C that it calls.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from quiesce.worker.apps.asgi import AsgiApp
+from quiesce.worker.apps.native import NativeApp
+from quiesce.worker.apps.wsgi import WsgiApp
+from quiesce.worker.loops.asyncio_loop import AsyncioLoop
+from wire.serving import Served, read_reply
+from wire.test_answers import hello
+
+REQUESTS = 20
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+KERNEL = ("socket.", "epoll.", "eventfd")  # of the qualified names
+
+
+def _wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Length", "3")])
+    return [b"ok\n"]
+
+
+async def _asgi(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+    await send({"type": "http.response.body", "body": b"ok\n"})
+
+
+def _served(kind: str) -> Served:
+    if kind == "asgi":
+        loop = AsyncioLoop()
+        return Served(AsgiApp(_asgi, loop), loop=loop)
+    if kind == "native":
+        return Served(NativeApp(hello))
+    return Served(WsgiApp(_wsgi), threads=4 if kind == "wsgi-pool" else 1)
+
+
+class Calls:
+    """Counts the serving thread's calls into the kernel, from :meth:`begin` to :meth:`end`."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self.count: Counter[str] = Counter()
+
+    def _on_event(self, frame: FrameType, event: str, arg: Any) -> None:
+        # asyncio reads from a socket of its own when it is woken, as by us here.
+        if event == "c_call" and "asyncio/" not in frame.f_code.co_filename:
+            name = getattr(arg, "__qualname__", "")
+            if name.startswith(KERNEL):
+                self.count[name] += 1
+
+    def begin(self) -> None:
+        self._served.do(lambda: sys.setprofile(self._on_event))
+
+    def end(self) -> None:
+        """What wakes the loop for this is not counted."""
+        woken = self.count.copy()
+        self._served.do(lambda: sys.setprofile(None))
+        self.count = Counter({name: n for name, n in woken.items() if not name.startswith("epoll.poll")})
+
+
+@pytest.mark.parametrize("request_", [GET, POST], ids=["get", "post"])
+@pytest.mark.parametrize("kind", ["native", "wsgi", "wsgi-pool", "asgi"])
+def test_a_request_is_one_recv_and_one_send(kind: str, request_: bytes) -> None:
+    served = _served(kind)
+    try:
+        with served.connect() as sock:
+            for count in (3, REQUESTS):  # the first ones may find something to make
+                calls = Calls(served)
+                calls.begin()
+                for _ in range(count):
+                    sock.sendall(request_)
+                    assert read_reply(sock).status == 200
+                calls.end()
+            expected = {"socket.recv": REQUESTS}
+            if kind != "wsgi-pool":  # there the pool's thread sends, and does not wake us
+                expected["socket.send"] = REQUESTS
+            assert calls.count == expected
+    finally:
+        served.close()
+
+
+@pytest.mark.parametrize("kind", ["native", "wsgi"])
+def test_pipelined_requests_share_a_recv_and_a_send(kind: str) -> None:
+    served = _served(kind)
+    try:
+        with served.connect() as sock:
+            calls = Calls(served)
+            calls.begin()
+            sock.sendall(GET * 16)
+            rest = b""
+            for _ in range(16):
+                reply = read_reply(sock, before=rest)
+                assert reply.status == 200
+                rest = reply.rest
+            calls.end()
+            assert rest == b""
+            assert calls.count == {"socket.recv": 1, "socket.send": 1}
+    finally:
+        served.close()
