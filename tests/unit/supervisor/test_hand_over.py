@@ -419,10 +419,17 @@ def test_while_a_successor_cannot_be_started_no_other_one_is_recycled(
     house.start(house.release("v1", requests=500), workers=3, **{"worker.max_requests": "100"})
     house.python.unlink()
     monkeypatch.setattr(upkeep, "TICK_S", 0.05)
-    house.until(lambda: "worker lost" in house.log())
-    house.turn_for(0.5)
     serving = house.service.serving
-    assert len(house.service.upkeep.replaced) == 1 and serving is not None and serving.accepting() == 3
+    assert serving is not None
+
+    def held_by_the_back_off() -> bool:
+        alone = {worker.state for worker in serving} == {State.ACCEPTING}
+        return alone and serving.backoff.not_before > house.loop.now() + 0.3
+
+    house.until(held_by_the_back_off)
+    house.turn_for(0.2)
+    assert len(house.service.upkeep.replaced) == 1 and serving.accepting() == 3
+    assert house.log().count("worker is recycled") == 1
 
 
 def test_who_has_more_than_its_share_sheds_half_of_that_until_it_is_even(
