@@ -30,6 +30,8 @@ APP = """\
 import os
 from quiesce import Response
 
+pytestmark = pytest.mark.slow
+
 def app(request):
     if request.path == "/block":
         with open("pipe") as pipe:
