@@ -168,7 +168,7 @@ KEYS: tuple[Key, ...] = (
         "limits.body_min_rate",
         S,
         500,
-        "bytes a second of a request's body, after 30 s; 0 = none",
+        "bytes a second that a client sends or takes, after 30 s; 0 = none",
         ROLLOUT,
         "SIZE",
     ),

@@ -92,6 +92,35 @@ def test_client_that_takes_nothing_is_cut() -> None:
             served.until(lambda: served.daemon.open == 0)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_client_that_takes_its_answer_byte_by_byte_is_cut(version: bytes, threads: int) -> None:
+    """Each byte begins the send timeout anew.  It must not take the part that it has for the whole."""
+
+    def endless(request: Request) -> Response:
+        return Response(b"x" * 65536 for _ in range(1000))
+
+    limits = Limits(body_min_rate=1 << 40, body_grace=0.0)  # nobody is as fast as that
+    with serving(endless, threads=threads, limits=limits) as served:
+        with served.connect(receive_buffer=4096) as sock:
+            sock.sendall(b"GET / HTTP/%s\r\nHost: a\r\n\r\n" % version)
+            with pytest.raises(ConnectionResetError):
+                while sock.recv(1000):
+                    pass
+        served.until(lambda: served.daemon.open == 0)
+        assert served.daemon.counters.slot[figures.TIMEOUTS] == 1
+
+
+def test_pace_is_kept_by_whoever_takes_all_that_there_is() -> None:
+    """However little that is: nothing waits for it."""
+
+    def slow(request: Request) -> Response:
+        return Response(iter((b"a", b"b", b"c")))
+
+    with serving(slow, limits=Limits(body_min_rate=1 << 40, body_grace=0.0)) as served:
+        assert served.ask(GET).body == b"abc"
+
+
 def test_thread_that_waits_for_a_client_is_released_by_the_send_timeout() -> None:
     def handler(request: Request) -> Response:
         return Response(bytes(100_000) for _ in range(200)) if request.path == "/big" else hello(request)

@@ -19,7 +19,9 @@ class Limits(NamedTuple):
     connections_per_ip: int = 0  # 503; 0 = no limit; unix sockets have no address and are not counted
     header_timeout: float = 10.0  # from the first byte (or the accept) to the whole head, in all: 408
     body_timeout: float = 30.0  # longest silence within a body: 408
-    body_min_rate: int = 500  # bytes a second over the whole body, once body_grace has passed: 408; 0 = none
+    # Bytes a second, once body_grace has passed; 0 = none.  Of a request's body, over the whole of it: 408.  Of a
+    # response, while some of it waits for a client that takes it byte by byte: cut.
+    body_min_rate: int = 500
     body_grace: float = 30.0
     send_timeout: float = 60.0  # longest time in which a client takes no byte of its response: cut
     idle_timeout: float = 75.0  # between two requests: silent close; 0 = none

@@ -131,13 +131,17 @@ class Answering(Moving):
     def _writable(self) -> None:
         progress = self.flush()
         exchange = self.exchange
+        limits = self.daemon.limits
         if self._queue:
+            if not self.takes_at_least(limits.body_min_rate, limits.body_grace):
+                self.late()
+                return
             if progress:
-                self.arm(self.daemon.limits.send_timeout)
+                self.arm(limits.send_timeout)
         else:
             self._deadline = inf if self._decoder is None else self._deadline
         self._report_traffic()
-        if exchange is not None and self.queued <= self.daemon.limits.low_water:
+        if exchange is not None and self.queued <= limits.low_water:
             callback = exchange.on_writable
             if callback is not None:
                 callback()

@@ -10,6 +10,7 @@ import os
 import socket
 from _thread import LockType, allocate_lock
 from collections import deque
+from time import monotonic
 
 Buffer = bytes | memoryview
 
@@ -33,6 +34,17 @@ class FilePiece:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class SendQueue(deque[Buffer | FilePiece]):
+    """What the client has not taken yet."""
+
+    __slots__ = ("mark", "since")
+
+    def begin(self, sent: int) -> None:
+        """It is empty, and something is about to be put in: from now on the client has to keep a pace."""
+        self.since = monotonic()
+        self.mark = sent  # bytes, all in all, then
 
 
 class Output:
@@ -59,7 +71,7 @@ class Output:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.lock = allocate_lock()
-        self._queue: deque[Buffer | FilePiece] | None = None  # made when it is first needed
+        self._queue: SendQueue | None = None  # made when it is first needed
         self._held: list[Buffer] | None = None  # answers that go out with the next one; the loop's thread
         self.queued = 0  # bytes of memory; files cost none
         self.sent = 0  # bytes, all in all
@@ -141,9 +153,7 @@ class Output:
             self.sock.setblocking(False)  # sendfile has no MSG_DONTWAIT
             if self._held is not None:
                 self._push(b"", b"")
-            if self._queue is None:
-                self._queue = deque()
-            self._queue.append(FilePiece(fd, offset, count))
+            self._enqueue(FilePiece(fd, offset, count))
             return heard
 
     def flush(self) -> bool:
@@ -157,10 +167,23 @@ class Output:
             return self.sent != before
 
     def _put(self, data: Buffer) -> None:
-        if self._queue is None:
-            self._queue = deque()
-        self._queue.append(data)
+        self._enqueue(data)
         self.queued += len(data)
+
+    def _enqueue(self, item: Buffer | FilePiece) -> None:
+        if self._queue is None:
+            self._queue = SendQueue()
+        if not self._queue:
+            self._queue.begin(self.sent)
+        self._queue.append(item)
+
+    def takes_at_least(self, rate: float, grace: float) -> bool:
+        """Has the client taken so many bytes a second since something waits for it, or no ``grace`` seconds yet?"""
+        queue = self._queue
+        if not queue or not rate:
+            return True
+        elapsed = monotonic() - queue.since
+        return elapsed <= grace or self.sent - queue.mark >= elapsed * rate
 
     def _send_some(self) -> None:
         # Not until the socket is full: one client that reads fast must not keep the loop.
@@ -177,7 +200,7 @@ class Output:
         except OSError:
             self._break()
 
-    def _send_memory(self, queue: "deque[Buffer | FilePiece]") -> bool:
+    def _send_memory(self, queue: SendQueue) -> bool:
         buffers: list[Buffer] = []
         size = 0
         for item in queue:
@@ -197,7 +220,7 @@ class Output:
             queue.popleft()
         return full
 
-    def _send_file(self, queue: "deque[Buffer | FilePiece]") -> bool:
+    def _send_file(self, queue: SendQueue) -> bool:
         piece = queue[0]
         assert isinstance(piece, FilePiece)
         want = min(piece.count, _FILE_STEP)

@@ -440,6 +440,8 @@ class Connection(Answering):
             return
         if not self.probe and state not in (IDLE, LINGERING):
             self.daemon.counters.count(figures.TIMEOUTS)
+        if self._queue:
+            self._reset_on_close()  # what the client has is not the whole
         self.event(Event.DEADLINE)
 
     def _drop_body(self) -> None:
