@@ -894,6 +894,17 @@ def test_at_the_deadline_those_that_could_not_go_are_ended_politely() -> None:
         assert drained.wait(PATIENCE_S)
 
 
+def test_who_accepts_again_after_a_drains_end_serves_what_comes_by_a_lane() -> None:
+    with staged() as stage:
+        drained = threading.Event()
+        stage.new.do(lambda: stage.new.daemon.drain(0.0, drained.set))
+        stage.new.until(lambda: stage.new.daemon._ended)
+        stage.new.do(stage.new.daemon.resume)
+        (client,) = stage.idle()
+        assert stage.hand_over().figures() == (1, 0)
+        assert ask(client) == b"new"
+
+
 def test_resume_keeps_those_who_are_here() -> None:
     with staged("wsgi") as stage, stage.old.connect() as client:
         client.sendall(WAIT)
