@@ -241,6 +241,27 @@ def test_many_that_are_asked_all_the_time_move_and_each_request_is_answered_once
         assert {ask(client) for client in clients} == {b"new"}
 
 
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_the_next_request_of_a_busy_one_is_answered_there_however_quick_it_is(kind: str) -> None:
+    """It is in the socket before the loop hears that the one before it was answered by a thread."""
+    with staged(kind) as stage, stage.old.connect() as client:
+        client.sendall(WAIT)
+        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        assert stage.hand_over().figures() == (0, 1)
+
+        def hold_the_loop() -> None:
+            stage.gate.opened.set()
+            assert read_reply(client).body == b"old"
+            client.sendall(GET)
+
+        if kind == "wsgi":
+            stage.old.do(hold_the_loop)
+        else:
+            hold_the_loop()
+        assert read_reply(client).body == b"new"
+        assert stage.field(stage.old, Field.REQUESTS) == 1
+
+
 @pytest.mark.parametrize("byte_by_byte", [False, True])
 def test_half_a_head_travels(byte_by_byte: bool) -> None:
     with staged() as stage, stage.old.connect() as client:
