@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quiesce.shared.errors import FdPassingError
 
 MAX_FDS = 253  # SCM_MAX_FD; one more is EINVAL
-WANTED_FILES = 65536  # soft RLIMIT_NOFILE that the supervisor asks for, up to the hard one; workers inherit it
+WANTED_FILES = 65536  # RLIMIT_NOFILE that the supervisor asks for, up to the hard one; workers inherit it
 _FD_BYTES = array.array("i").itemsize
 
 

@@ -247,8 +247,8 @@ class RolloutRun:
         if self.state is State.PROBING and _all_in(new, WorkerState.PROVEN):
             return Event.ALL_PROVEN
         if self.state is State.ADMITTING:
-            there = WorkerState.QUIESCED if self._boss.is_held() else WorkerState.ACCEPTING
-            return Event.ALL_ACCEPTING if _all_in(new, there) else None
+            wanted = WorkerState.QUIESCED if self._boss.is_held() else WorkerState.ACCEPTING
+            return Event.ALL_ACCEPTING if _all_in(new, wanted) else None
         if self.state is State.HUSHING and not any(_may_still_accept(w) or w.moving for w in self._old()):
             return Event.OLD_HUSHED
         if self.state is State.ROLLING_BACK and self._is_back():

@@ -134,7 +134,6 @@ class Daemon:
         )
         self.connect: Connect = connect or Connection
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
-        self._handle = app.handle
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
@@ -393,7 +392,7 @@ class Daemon:
         slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
         try:
-            self._handle(exchange)
+            self.app.handle(exchange)
         except BaseException as exc:  # SystemExit too: one request does not end the process
             exchange.fail(exc)
         self._in_call = False

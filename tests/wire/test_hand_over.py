@@ -328,7 +328,7 @@ def test_what_is_pipelined_behind_an_answer_given_inline_is_not_parsed_here_any_
                 stage.gate.opened.set()
             answer(exchange)
 
-        stage.old.daemon._handle = handle
+        stage.old.daemon.app.handle = handle  # type: ignore[method-assign]
         client.sendall(GET * 3 + WAIT + GET * 30 + GET[:9])
         bodies, rest = read_bodies(client, 34)
         assert bodies == [b"old"] * 4 + [b"new"] * 30
@@ -864,7 +864,7 @@ def test_a_drain_that_gets_another_lane_says_close_to_nobody() -> None:
                 stage.gate.opened.set()
             answer(exchange)
 
-        daemon._handle = handle
+        daemon.app.handle = handle  # type: ignore[method-assign]
         client.sendall(WAIT + GET * 3)
         assert read_bodies(client, 4)[0] == [b"old"] + [b"new"] * 3
         assert ask(client) == b"new"

@@ -135,8 +135,8 @@ def test_an_idle_connection_takes_a_kilobyte(kind: str) -> None:
         for _ in range(IDLE):
             server.ask(server.connect())
         each = (server.private_bytes() - before) / IDLE
-        # Measured: 990 to 1030; the last figures are the tables' that grow by doubling.
-        assert each < 1100, f"{each:.0f} bytes"
+        # Measured: 1015 to 1040 with Python 3.11, a little more with 3.13.
+        assert each < 1200, f"{each:.0f} bytes"
 
 
 def test_a_head_that_comes_in_pieces_takes_no_more_than_the_promise() -> None:

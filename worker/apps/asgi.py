@@ -164,7 +164,7 @@ class Cycle:
             # KeyboardInterrupt and SystemExit too: from a task, asyncio would let them end the whole worker.
             self._fail(exc)
         else:
-            if self._hung_up and not self._complete:
+            if (self._hung_up or self._exchange.disconnected) and not self._complete:
                 self._exchange.abort()  # it was told, and stopped
             elif not self._complete:
                 what = "a whole response" if self._started or self._head else "a response"
@@ -179,6 +179,8 @@ class Cycle:
     def _over(self) -> None:
         """The application has returned; a task that it left behind finds only http.disconnect."""
         self._complete = True
+        if self._writer is None:
+            self._exchange.on_disconnect = None  # else they would hold each other until the collector comes
         self._running.over(self)
         if self._reader is not None:
             self._wake(self._reader)

@@ -246,7 +246,7 @@ class Connection(Answering):
                 if (
                     self.state is not IDLE
                     or not self._input
-                    or (daemon.moving is not None and self.is_between())
+                    or (daemon.moving is not None and self._held is None and self.is_between())
                 ):
                     self._parsing = False
                     break
