@@ -38,11 +38,15 @@ QUICK = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes ``setup`` runs in every mode; ``threaded`` and ``external`` in those alone."""
+    """A test that takes ``setup`` runs in every mode; ``threaded`` and ``external`` in those alone.
+
+    A module may have fewer of them in ``./dev check``, by a ``QUICK`` of its own.
+    """
+    quick = getattr(metafunc.module, "QUICK", QUICK)
     for name, setups in (("setup", [*EXTERNAL, *THREADED]), ("threaded", THREADED), ("external", EXTERNAL)):
         if name in metafunc.fixturenames:
             marked = [
-                pytest.param(setup, marks=() if setup.name() in QUICK else pytest.mark.slow, id=setup.name())
+                pytest.param(setup, marks=() if setup.name() in quick else pytest.mark.slow, id=setup.name())
                 for setup in setups
             ]
             metafunc.parametrize(name, marked)

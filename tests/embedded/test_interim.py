@@ -12,6 +12,7 @@ from quiesce import Connection, NotNow, Response, Stage
 from quiesce.worker.core.response_head import BadResponse, interim
 from wire.serving import PATIENCE_S, read_reply, read_to_end
 
+QUICK = {"external-select-run_from_select", "thread-epoll"}  # the others in `./dev test`
 LINK = {"Link": "</style.css>; rel=preload; as=style"}
 
 

@@ -15,6 +15,7 @@ from embedded.serving import CLOSE, GET, Running, Setup, running
 from quiesce import Connection, Limits, Response, Stage, Termination
 from wire.serving import PATIENCE_S, read_reply, read_to_end
 
+QUICK = {"external-select-run_from_select", "thread-epoll"}  # the others in `./dev test`
 RESET = b"\1\0\0\0\0\0\0\0"
 POST = b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nHello123"
 CHUNKED = (

@@ -92,16 +92,15 @@ class Running(set["Cycle"]):
 
 def scope_of(request: "Request") -> dict[str, Any]:
     """The connection scope of one request."""
-    raw_path, path, query = request.split
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": request.version,
         "method": request.method.upper(),
         "scheme": request.scheme,
-        "path": path,
-        "raw_path": raw_path,
-        "query_string": query,
+        "path": request.path,
+        "raw_path": request.raw_path,
+        "query_string": request.query,
         "root_path": "",
         "headers": request.headers,
         "client": request.peer,

@@ -86,13 +86,6 @@ class Request:
         return self.keep_alive and b"keep-alive" in said
 
     @property
-    def split(self) -> tuple[bytes, str, bytes]:
-        """``raw_path``, ``path`` and ``query``."""
-        if self._raw_path is None:
-            self._split()
-        return self._raw_path, self._path, self._query  # type: ignore[return-value]
-
-    @property
     def raw_path(self) -> bytes:
         """The path as sent, without the query."""
         if self._raw_path is None:

@@ -118,7 +118,7 @@ class Client(EngineConnection):
         if self.state is IDLE and self.timeout_s is not None:
             self.arm(self.timeout_s)
 
-    def _another_follows(self) -> bool:
+    def _another_follows(self, exchange: Exchange) -> bool:
         return False  # an answer is told to have been sent when it has been
 
     def _loud(self, heard: bool) -> None:

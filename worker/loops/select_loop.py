@@ -1,10 +1,9 @@
 """A loop over select(2), or over the sets of somebody who selects himself."""
 
 import select
-import socket
 from collections.abc import Callable, Container
 
-from quiesce.worker.loops.base import ERROR, READ, WRITE
+from quiesce.worker.loops.base import ERROR, HANGUP, READ, WRITE
 from quiesce.worker.loops.own_loop import OwnLoop
 
 FD_SETSIZE = 1024
@@ -15,8 +14,8 @@ class SelectLoop(OwnLoop):
     """See :class:`quiesce.worker.loops.base.Loop`.
 
     select does not tell of errors and hang-ups: they are found by the read or write that it calls ready.  A
-    descriptor that is watched for nothing would say nothing, where epoll and poll tell of a reset: such a socket is
-    asked for its error twice a second, as long as there is one.  (A unix socket's other end can go without an error.)
+    descriptor that is watched for nothing would say nothing, where epoll and poll tell of a reset: so poll is asked
+    about such sockets, twice a second as long as there are any.
     """
 
     def __init__(self, slot: memoryview | None = None) -> None:
@@ -59,9 +58,12 @@ class SelectLoop(OwnLoop):
 
     def _look(self) -> None:
         self._looks = False
-        for fd in list(self._silent):
-            if fd in self._silent and _has_error(fd):
-                self._guarded(lambda fd=fd: self._callbacks[fd](ERROR))  # type: ignore[misc]
+        poll = select.poll()
+        for fd in self._silent:
+            poll.register(fd, 0)
+        for fd, mask in poll.poll(0):
+            if fd in self._silent and mask & (ERROR | HANGUP):
+                self._guarded(lambda fd=fd, mask=mask: self._callbacks[fd](mask))  # type: ignore[misc]
         if self._silent:
             self._look_later()
 
@@ -86,19 +88,3 @@ class SelectLoop(OwnLoop):
             if fd in writable:
                 masks[fd] = masks.get(fd, 0) | WRITE
         self._serve(list(masks.items()))
-
-
-def _has_error(fd: int) -> bool:
-    """Asking takes the error away, so whoever is told must not need it again."""
-    try:
-        sock = socket.socket(
-            socket.AF_INET, socket.SOCK_STREAM, 0, fd
-        )  # family and type given: nothing is asked
-    except OSError:
-        return False
-    try:
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
-    except OSError:
-        return False  # no socket
-    finally:
-        sock.detach()

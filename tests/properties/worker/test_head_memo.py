@@ -39,7 +39,8 @@ def verdict(parser: HeadParser, head: bytes) -> tuple[object, ...]:
         return rejected.status, rejected.reason
     return (
         request.method, request.target, request.version, request.headers, request.length, request.keep_alive,
-        request.expects_continue, request.offers_upgrade, *request.split,
+        request.expects_continue, request.offers_upgrade, request.raw_path, request.path,
+        request.query,
     )  # fmt: skip
 
 

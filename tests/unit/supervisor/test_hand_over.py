@@ -355,8 +355,7 @@ def test_a_worker_that_is_set_aside_hands_over_unless_it_is_the_last(house: Hous
 def test_all_that_are_held_keep_what_they_have(house: House) -> None:
     house.start(house.release("v1", holds=10))
     house.did("quiesce", what="r1/1")
-    reply = house.did("quiesce", what="all")
-    assert "wait in the kernel's queue" in reply.text
+    house.service.upkeep.hold()  # as `quiesce all`, a `drain` and SIGWINCH do
     for worker in ("r1/1", "r1/2"):
         house.until(lambda worker=worker: house.last(worker, "quiesce")["lane"] == "")
 
@@ -412,6 +411,25 @@ def test_a_worker_is_recycled_start_before_stop_and_one_at_a_time(
     assert at(drains[0]) < at(house.heard("r1/4", "configure")[0]), "the second one waits for the first"
     assert house.log().count("worker is recycled") == 2 and "500 requests" in house.log()
     house.until(lambda: house.took("r1/1", "r1/2", "r1/3", "r1/4") >= 8)
+
+
+def test_while_a_successor_cannot_be_started_no_other_one_is_recycled(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.start(house.release("v1", requests=500), workers=3, **{"worker.max_requests": "100"})
+    house.python.unlink()
+    monkeypatch.setattr(upkeep, "TICK_S", 0.05)
+    serving = house.service.serving
+    assert serving is not None
+
+    def held_by_the_back_off() -> bool:
+        alone = {worker.state for worker in serving} == {State.ACCEPTING}
+        return alone and serving.backoff.not_before > house.loop.now() + 0.3
+
+    house.until(held_by_the_back_off)
+    house.turn_for(0.2)
+    assert len(house.service.upkeep.replaced) == 1 and serving.accepting() == 3
+    assert house.log().count("worker is recycled") == 1
 
 
 def test_who_has_more_than_its_share_sheds_half_of_that_until_it_is_even(

@@ -277,5 +277,28 @@ def test_a_forked_child_holds_no_lane_and_no_connection_that_came_by_one(two: Tw
         sock.close()
 
 
+def test_a_child_forked_by_the_import_holds_no_lane_that_came_before(tmp_path: Path) -> None:
+    child_reads, child_ends = os.pipe()
+    (tmp_path / "forks.py").write_text(
+        "import os\nif not os.fork():\n    os.read(int(os.environ['UNTIL']), 1)\n    os._exit(0)\n"
+        "def app(environ, start_response):\n    raise AssertionError\n"
+    )
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with FakeSupervisor(tmp_path, pass_fds=[child_reads], env={"UNTIL": str(child_reads)}) as worker:
+        os.close(child_reads)
+        worker.expect(msg.Hello)
+        worker.send(msg.UseLane(["r42"]), [reader.fileno()])
+        reader.close()
+        worker.configure("forks:app")
+        worker.expect(msg.Ready)
+        writer.send(b"x")  # the worker itself has it
+        worker.process.kill()
+        worker.wait()
+        with pytest.raises(OSError):
+            writer.send(b"x")
+    os.close(child_ends)
+    writer.close()
+
+
 def test_hello_says_which_records_it_reads(two: Two) -> None:
     assert two.old.expect(msg.Hello).lane_version == msg.LANE_VERSION
