@@ -26,15 +26,8 @@ def no_step_outside_the_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     assert steps_outside_the_table() == []
 
 
-# Each mode and each way to wait once; the other combinations are for `./dev test`.
-QUICK = {
-    "external-select-run_from_select",
-    "external-poll-run_wait",
-    "external-epoll-run",
-    "thread-epoll",
-    "pool-select",
-    "thread_per_connection-poll",
-}
+# Each mode once, and each way to wait; the other combinations are for `./dev test`.
+QUICK = {"external-select-run_from_select", "thread-epoll", "pool-select", "thread_per_connection-poll"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

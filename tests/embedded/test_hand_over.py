@@ -246,6 +246,7 @@ def test_with_nobody_left_to_read_all_stay() -> None:
         client.close()
 
 
+@pytest.mark.slow
 def test_a_timeout_of_its_own_goes_on_by_the_rules_of_who_takes_it(setup: Setup) -> None:
     with (
         running(setup, lambda request: Response("old"), timeout_s=30.0) as old,

@@ -101,6 +101,7 @@ def test_footprint_counts() -> None:
     assert before.rss_kib > 1000
 
 
+@pytest.mark.slow
 def test_leaks_are_seen() -> None:
     before = holdings()
     assert leaks_since(before) == []

@@ -27,6 +27,8 @@ from load import (
 from load.fake import Exchange, FakeServer, Misdeed
 from load.wire import parse_target
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "fresh": fresh(2),
     "busy": busy(2),

@@ -261,6 +261,7 @@ def test_client_that_does_not_close_is_left_after_linger() -> None:
         served.until(lambda: served.daemon.open == 0)
 
 
+@pytest.mark.slow
 def test_slow_reader_of_10_mb_holds_nobody_up() -> None:
     big = os.urandom(10_000_000)
 

@@ -26,6 +26,8 @@ from wire.serving import PATIENCE_S as LONG_S
 from wire.serving import Served, read_reply, serving
 from wire.test_answers import GET, hello
 
+pytestmark = pytest.mark.slow
+
 APP = """\
 import os
 from quiesce import Response

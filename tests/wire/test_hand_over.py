@@ -523,6 +523,7 @@ def test_times_go_on_by_the_limits_of_who_takes_it(state: str) -> None:
         assert (after.state.value, after.served, after.listener) == (state, int(state == "idle"), "http")
 
 
+@pytest.mark.slow
 def test_an_idle_one_that_was_handed_over_is_closed_when_its_time_is_over() -> None:
     with staged(limits=Limits(idle_timeout=2.0)) as stage:
         first, second = stage.idle(2)
@@ -533,6 +534,7 @@ def test_an_idle_one_that_was_handed_over_is_closed_when_its_time_is_over() -> N
         assert 1.5 < time.monotonic() - began < PATIENCE_S
 
 
+@pytest.mark.slow
 def test_connections_of_one_packet_each_keep_their_own_time() -> None:
     with staged(limits=Limits(idle_timeout=1.5, header_timeout=0.5)) as stage:
         first, second = stage.idle(2)

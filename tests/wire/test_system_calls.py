@@ -17,6 +17,7 @@ from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
+from quiesce.worker.net import answering
 from wire.serving import Served, read_reply
 from wire.test_answers import hello
 
@@ -90,8 +91,28 @@ def test_a_request_is_one_recv_and_one_send(kind: str, request_: bytes) -> None:
         served.close()
 
 
+def test_an_answer_does_not_wait_for_one_that_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for a request that changes something: should we die in it, this answer would be lost."""
+    for at_once_ns, requests, sends in ((0, GET * 4, 4), (1 << 62, (GET + POST) * 2, 4)):
+        monkeypatch.setattr(answering, "_AT_ONCE_NS", at_once_ns)
+        served = _served("native")
+        try:
+            with served.connect() as sock:
+                calls = Calls(served)
+                calls.begin()
+                sock.sendall(requests)
+                rest = b""
+                for _ in range(4):
+                    rest = read_reply(sock, before=rest).rest
+                calls.end()
+                assert calls.count == {"socket.recv": 1, "socket.send": sends}
+        finally:
+            served.close()
+
+
 @pytest.mark.parametrize("kind", ["native", "wsgi"])
-def test_pipelined_requests_share_a_recv_and_a_send(kind: str) -> None:
+def test_pipelined_requests_share_a_recv_and_a_send(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "_AT_ONCE_NS", 1 << 62)  # however slow this machine is
     served = _served(kind)
     try:
         with served.connect() as sock:

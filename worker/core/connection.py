@@ -1,7 +1,7 @@
 """One HTTP/1 connection's life.  Pure: no I/O, no clock.
 
 Events are what was read, sent, answered or timed out; actions are what the shell (net/stream.py) must do,
-in order.  The shell takes two short cuts, for a request without a body and for its answer sent at once; the
+in order.  The shell takes short cuts: for a request without a body, its answer sent at once, and a hand-over; the
 tests hold every step that it takes against this table.
 """
 

@@ -90,8 +90,6 @@ class Ending(Timed):
                 self._fin()
             elif action is Action.CLOSE:
                 self._close()
-            elif action is Action.RELEASE:
-                self._release()
             elif action is Action.SAY:
                 assert rejected is not None
                 self._say(rejected, taken)
@@ -137,10 +135,6 @@ class Ending(Timed):
             self._drop_body()
         self.release()
         self.daemon.forget(self)
-
-    def _release(self) -> None:
-        """Close our copy of the socket; it is another process's now."""
-        raise NotImplementedError
 
     def cut(self) -> None:
         """At once, whatever it was doing."""

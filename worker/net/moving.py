@@ -91,7 +91,9 @@ class Moving(Ending):
 
     def gone(self) -> None:
         """It lies in the lane.  Our copy is closed without a word to the client, and whoever counted it forgets it."""
-        self.state = CLOSED  # the table's HANDED_OVER
+        self.state = (
+            CLOSED  # the table's HANDED_OVER, and its RELEASE: ten thousand take this step in a breath
+        )
         self._release()
 
     def stay(self) -> None:

@@ -149,6 +149,7 @@ def test_it_waits_in_the_queue_while_nobody_accepts(stage: Stage) -> None:
     assert stage.told == [WENT_AWAY] and len(set(stage.lines)) == 1
 
 
+@pytest.mark.slow
 def test_the_lock_is_held_and_a_second_later_somebody_listens(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_socket_that_is_refused_for_a_second(stage: Stage, monkeypatch: pytest
     later.join()
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_has_read_us_may_be_silent_for_long(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +289,7 @@ def test_every_supervisor_dies_over_it(stage: Stage, monkeypatch: pytest.MonkeyP
     assert 2 <= len(stage.lines) <= 9
 
 
+@pytest.mark.slow
 def test_words_prove_life_and_give_time_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_client, "TAKE_OVER_S", 1.0)
     monkeypatch.setattr(control_client, "AGAIN_S", 0.1)
@@ -317,6 +320,7 @@ def test_a_question_does_not_wait_longer_for_two(stage: Stage) -> None:
     assert 0.4 <= time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_only_silence_is_limited(stage: Stage) -> None:
     def slowly(sock: socket.socket, line: bytes) -> None:
         for _ in range(4):

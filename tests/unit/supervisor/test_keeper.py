@@ -27,7 +27,7 @@ from quiesce.supervisor import keeper
 
 __all__ = ["tmp_path"]  # a short one: it holds a unix socket
 
-pytestmark = [pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 STAND_IN = str(Path(__file__).with_name("kept_stand_in.py"))
 # Becomes a child subreaper, as launch.py does, then what follows.
@@ -188,6 +188,7 @@ def test_what_is_no_list_of_strings_is_an_error(text: str) -> None:
         keeper.parse_strings(text)
 
 
+@pytest.mark.slow
 @given(st.permutations(range(20, 29)), st.integers(3, 40))
 def test_descriptors_are_placed_however_they_overlap(order: list[int], first: int) -> None:
     program = (

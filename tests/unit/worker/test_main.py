@@ -142,6 +142,7 @@ def test_resume_during_a_drain_serves_on(site: Site) -> None:
         supervisor.expect(msg.Drained, re=drain)  # and not the first drain's
 
 
+@pytest.mark.slow
 def test_a_drain_says_how_many_it_had_to_cut(site: Site) -> None:
     slow = (
         "import threading\n"
@@ -212,6 +213,7 @@ def test_an_orphan_finishes_what_it_accepted_and_leaves(site: Site, how: str) ->
         assert supervisor.wait() == WorkerExit.OK
 
 
+@pytest.mark.slow
 def test_sigterm_past_the_drain_s_deadline_is_the_end(site: Site) -> None:
     text = (
         "import threading, atexit\natexit.register(print, 'atexit')\n"
@@ -336,6 +338,7 @@ def test_a_hanging_import_shows_where_before_the_time_is_up(site: Site) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_hanging_import_ends_although_its_supervisor_is_dead(site: Site) -> None:
     """Nobody is there to kill it, and it cannot see that: its thread is in the import."""
     with FakeSupervisor(site("import threading\nthreading.Event().wait()\n")) as supervisor:
