@@ -169,6 +169,7 @@ class Daemon:
         """Accept connections on all listeners; also the way back from quiesce and from a drain.  Nothing is handed over
         any more."""
         self._step(life.Event.ACCEPT)
+        self._ended = False
         self._mover.stop()
 
     resume = accept

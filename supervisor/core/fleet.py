@@ -26,12 +26,17 @@ class Plan(NamedTuple):
 def plan(wanted: int, members: Sequence[Member], now: float, not_before: float) -> Plan:
     """Return what must happen so that ``wanted`` workers serve.
 
-    ``not_before`` is the back-off's time.  Those that never accepted go first, then the
-    youngest: the old ones have the warm caches.
+    ``not_before`` is the back-off's time.  Those that never accepted go first; then those
+    that somebody has set aside, or nobody might be left who accepts; then the youngest: the old ones have the
+    warm caches.
     """
     staying = [member for member in members if member.state not in GOING]
     missing = wanted - len(staying)
     if missing > 0:
         return Plan(spawn=missing) if now >= not_before else Plan(wake_at=not_before)
-    order = sorted(staying, key=lambda member: (member.state in COMING, member.number), reverse=True)
+    order = sorted(staying, key=_goes_before, reverse=True)
     return Plan(retire=tuple(member.number for member in order[:-missing])) if missing else Plan()
+
+
+def _goes_before(member: Member) -> tuple[bool, bool, int]:
+    return member.state in COMING, member.state is State.QUIESCED, member.number

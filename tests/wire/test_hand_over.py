@@ -242,6 +242,27 @@ def test_many_that_are_asked_all_the_time_move_and_each_request_is_answered_once
         assert {ask(client) for client in clients} == {b"new"}
 
 
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_the_next_request_of_a_busy_one_is_answered_there_however_quick_it_is(kind: str) -> None:
+    """It is in the socket before the loop hears that the one before it was answered by a thread."""
+    with staged(kind) as stage, stage.old.connect() as client:
+        client.sendall(WAIT)
+        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        assert stage.hand_over().figures() == (0, 1)
+
+        def hold_the_loop() -> None:
+            stage.gate.opened.set()
+            assert read_reply(client).body == b"old"
+            client.sendall(GET)
+
+        if kind == "wsgi":
+            stage.old.do(hold_the_loop)
+        else:
+            hold_the_loop()
+        assert read_reply(client).body == b"new"
+        assert stage.field(stage.old, Field.REQUESTS) == 1
+
+
 @pytest.mark.parametrize("byte_by_byte", [False, True])
 def test_half_a_head_travels(byte_by_byte: bool) -> None:
     with staged() as stage, stage.old.connect() as client:
@@ -913,6 +934,17 @@ def test_at_the_deadline_those_that_could_not_go_are_ended_politely() -> None:
         assert read_to_end(client) == b""
         client.close()
         assert drained.wait(PATIENCE_S)
+
+
+def test_who_accepts_again_after_a_drains_end_serves_what_comes_by_a_lane() -> None:
+    with staged() as stage:
+        drained = threading.Event()
+        stage.new.do(lambda: stage.new.daemon.drain(0.0, drained.set))
+        stage.new.until(lambda: stage.new.daemon._ended)
+        stage.new.do(stage.new.daemon.resume)
+        (client,) = stage.idle()
+        assert stage.hand_over().figures() == (1, 0)
+        assert ask(client) == b"new"
 
 
 def test_resume_keeps_those_who_are_here() -> None:

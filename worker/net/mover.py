@@ -39,6 +39,7 @@ class Mover:
         self._retry_s = _RETRY_S[0]
         self._scheduled = False
         self._missed = False  # somebody fell idle while nobody could move
+        self._is_through = False  # all that could move when there came a target have moved, and that was said
 
     def to(self, target: Target | None, on_moved: Moved | None = None) -> None:
         """Hand over to this one from now on, to none: keep all.
@@ -49,6 +50,7 @@ class Mover:
         self._aim(target)
         self._say()
         self.moved = 0
+        self._is_through = False
         self._on_moved = on_moved
         if target is None:
             self._keep()
@@ -87,6 +89,17 @@ class Mover:
         if connection.has_input:
             self._stopped.append(connection)
         self._soon()
+
+    def takes(self, connection: Moving) -> bool:
+        """Something came on it: shall that wait, unread, until it has moved?
+
+        Whoever was told that all have moved counts on it that nobody here answers what comes now.  Before that there
+        may be many to move, and they are served in between.
+        """
+        if not self._is_through or connection.has_input or not connection.can_move():
+            return False
+        self.fell_idle(connection)
+        return True
 
     def _soon(self) -> None:
         if not self._scheduled:
@@ -133,6 +146,7 @@ class Mover:
             if self._missed:
                 self._look_at_all()
                 return
+            self._is_through = True
             self._say()
         self._daemon.check_empty()
 

@@ -61,7 +61,6 @@ class Moving(Ending):
             and self.exchange is None
             and not self._queue  # by the table it never has; what it cost if it had would be an answer
             and self._held is None
-            and self._held is None
             and len(self._input) <= MAX_INPUT_BYTES
             and not (self.broken or self._eof or self.probe or self._leaves)
         )

@@ -22,7 +22,8 @@ class Room:
         soft = soft_limit()
         # Everybody has inherited the supervisor's limit, unless the application has lowered it: then others may not
         # have, and their packets are as large as packets can be.
-        packet = most_of_packet(soft) if soft >= min(hard_limit(), WANTED_FILES) else MAX_FDS
+        inherited = soft >= min(hard_limit(), WANTED_FILES)
+        packet = most_of_packet(soft) if inherited else min(MAX_FDS, soft // 2)
         wanted = packet + min(_SPARE_FDS, soft // 16)
         open_now = _said_by_kernel()
         if not open_now:

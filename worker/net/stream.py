@@ -95,6 +95,9 @@ class Connection(Answering):
                 return
             if not events & READ or self.closed:
                 return
+        moving = self.daemon.moving
+        if moving is not None and moving.takes(self):
+            return
         state = self.state
         ahead = state is WORKING or state is SENDING  # then no more than _AHEAD is kept
         try:

@@ -41,3 +41,8 @@ def test_those_that_never_accepted_go_first_and_then_the_youngest(coming: State)
     assert plan(3, staff, 0.0, 0.0).retire == (2,)
     assert plan(2, staff, 0.0, 0.0).retire == (2, 4)
     assert plan(0, staff, 0.0, 0.0).retire == (2, 4, 3, 1)
+
+
+def test_who_is_set_aside_goes_before_those_who_accept() -> None:
+    staff = members(State.QUIESCED, State.ACCEPTING, State.LOADING, State.ACCEPTING)
+    assert plan(1, staff, 0.0, 0.0).retire == (3, 1, 4)
