@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.core.lane_record import Record
-from quiesce.worker.core.rejected import Rejected
+from quiesce.worker.core.rejected import Rejected, reply
 from quiesce.worker.core.request import Address
 from quiesce.worker.core.termination import Termination
 from quiesce.worker.daemon import Daemon as Engine
@@ -20,6 +20,7 @@ from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
 from quiesce.worker.embedded.seat import Seat
 from quiesce.worker.embedded.sockets import address, as_socket
+from quiesce.worker.loops.select_loop import FD_SETSIZE, SelectLoop
 from quiesce.worker.net.acceptor import Listener
 from quiesce.worker.net.lane_reader import Arrival
 
@@ -86,10 +87,23 @@ class Reception:
         if verdict is Verdict.DENIED:
             sock.close()
             return
-        if verdict is Verdict.ADMITTED:
+        if isinstance(seat.loop, SelectLoop) and sock.fileno() >= FD_SETSIZE:
+            self._turn_away_unwatched(seat, sock, peer)
+        elif verdict is Verdict.ADMITTED:
             self.shell.accepted(seat, sock, peer, local)
         else:
             self.refuse(seat, sock, peer, local, "too many connections")
+
+    def _turn_away_unwatched(self, seat: Seat, sock: socket.socket, peer: Address) -> None:
+        """select cannot watch this one, so it is told so without waiting for anything."""
+        rejected = Rejected(503, "select can watch no more", retry_after_s=1)
+        try:
+            sock.send(reply(rejected, seat.engine.date()), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has gone
+        sock.close()
+        self._admission.leave(peer)
 
     def turn_away(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
         """The acceptor's: there are no descriptors left.  Whom the policy denies is told nothing now either."""

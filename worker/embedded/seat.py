@@ -32,15 +32,26 @@ class Seat:
     def start(
         self, name: str, first: Callable[[], None] = lambda: None, last: Callable[[], None] = lambda: None
     ) -> None:
-        """Turn the loop in a thread of its own.  ``first`` and ``last`` are called there, around it."""
+        """Turn the loop in a thread of its own.  ``first`` and ``last`` are called there, around it.
+
+        Raises:
+            RuntimeError: The system has no thread for us.
+        """
         self._thread = threading.Thread(target=self._run, args=(first, last), name=name, daemon=True)
+        try:
+            self._start_thread(self._thread)
+        except RuntimeError:
+            self._thread = None  # nobody is to wait for it
+            raise
+
+    def _start_thread(self, thread: threading.Thread) -> None:
         if not self._stack_size:
-            self._thread.start()
+            thread.start()
             return
         with _stacks:  # the size is the process's: it is ours for the moment of the start
             before = threading.stack_size(self._stack_size)
             try:
-                self._thread.start()
+                thread.start()
             finally:
                 threading.stack_size(before)
 

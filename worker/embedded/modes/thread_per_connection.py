@@ -1,5 +1,6 @@
 """A thread that accepts, and one for each client: a handler may block, and keeps nobody else waiting."""
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -44,8 +45,9 @@ class ThreadPerConnection:
             own = self._make_seat()
         except OSError:  # there was a descriptor for the client, and none for its loop
             self._refuse(seat, sock, peer, local)
-        else:
-            self._begin(own, sock, peer, local, record)
+            return
+        if not self._begin(own, sock, peer, local, record):
+            self._refuse(seat, sock, peer, local)
 
     def add(self, sock: socket.socket, peer: Address, local: Address, record: Record | None = None) -> None:
         self._clear_up()
@@ -55,24 +57,37 @@ class ThreadPerConnection:
             sock.close()
             self._lost(peer)
             raise
-        self._begin(seat, sock, peer, local, record)
+        if not self._begin(seat, sock, peer, local, record):
+            sock.close()
+            self._lost(peer)
+            raise OSError(errno.EAGAIN, "no thread can be started for this client")
 
     def _begin(
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
-    ) -> None:
+    ) -> bool:
+        """Have it served by a thread of this seat's own.  False: there is none; the socket is the caller's."""
         with self._lock:
             if self._stopping:
                 sock.close()
                 self._lost(peer)
                 seat.close()
-                return
+                return True
             self._serving.add(seat)
             # Under the lock, so that whoever stops us finds a thread in every seat.
-            seat.start(
-                "quiesce-client",
-                lambda: self._serve(seat, sock, peer, local, record),
-                lambda: self._over(seat),
-            )
+            try:
+                seat.start(
+                    "quiesce-client",
+                    lambda: self._serve(seat, sock, peer, local, record),
+                    lambda: self._over(seat),
+                )
+            except (
+                RuntimeError
+            ):  # "can't start new thread": of the machine, the user, or the memory for its stack
+                self._serving.discard(seat)
+                seat.engine.close()
+                seat.close()
+                return False
+        return True
 
     def _serve(
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
