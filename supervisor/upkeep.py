@@ -63,9 +63,10 @@ class Upkeep:
         """A worker of the serving release that no rollout brings up: through the probe, then to work."""
         if new is WorkerState.READY:
             worker.ask(WorkerEvent.PROBE_ASKED)
-        elif new is WorkerState.PROVEN and not self.held:
-            worker.ask(WorkerEvent.ACCEPT_ASKED)
-        elif new is WorkerState.ACCEPTING and old is WorkerState.ADMITTED:
+        elif new is WorkerState.PROVEN:
+            # Held: it accepts nobody, but what lies in the lane of one that died is read by it.
+            worker.ask(WorkerEvent.QUIESCE_ASKED if self.held else WorkerEvent.ACCEPT_ASKED)
+        elif new is WorkerState.ACCEPTING and old in (WorkerState.ADMITTED, WorkerState.RESUMING):
             worker.use_log(self._owner.log_fd)
             self._log.info("worker accepting", worker=worker.id, pid=worker.pid)
             self._send_replaced()

@@ -360,6 +360,19 @@ def test_all_that_are_held_keep_what_they_have(house: House) -> None:
         house.until(lambda worker=worker: house.last(worker, "quiesce")["lane"] == "")
 
 
+def test_a_worker_that_is_respawned_while_all_are_held_reads_the_lane_and_logs_for_itself_once_it_accepts(
+    house: House,
+) -> None:
+    house.start(house.release("v1", holds=10))
+    house.did("quiesce", what="all")
+    next(worker for worker in house.service.crew if worker.id == "r1/1").fail("the test kills it")
+    house.until(lambda: house.last("r1/3", "quiesce")["lane"] == "")
+    words = [each["heard"] for each in house.heard("r1/3")]
+    assert words[words.index("probe") + 1 :][:2] == ["lane", "quiesce"] and "accept" not in words
+    house.did("resume", what="all")
+    house.until(lambda: "log" in [each["heard"] for each in house.heard("r1/3")])
+
+
 @pytest.mark.parametrize("ending", ["promote", "abort"])
 def test_an_upgrade_while_all_are_held_moves_everybody_and_nobody_accepts(house: House, ending: str) -> None:
     house.start(house.release("v1", holds=20))
