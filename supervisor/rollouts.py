@@ -380,7 +380,7 @@ class RolloutRun:
         )
         noun = "connection" if kept == 1 else "connections"
         text = f"; {number(kept)} {noun} kept, {number(self.old.lost - self._lost_before)} closed"
-        return text + (f", {number(left)} end on {self.old.release.id}" if left else "")
+        return text + (f", {number(left)} still on {self.old.release.id}" if left else "")
 
     def _look_at_bake(self) -> None:
         self._look = None
