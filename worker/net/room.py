@@ -49,9 +49,9 @@ def most_of_packet(soft: int) -> int:
 
 
 def first_kept() -> int:
-    """The lowest descriptor that nobody accepts with: from there on they are for the application's files, and for what
-    comes along with the supervisor's orders, or those could not be read.  As many as a reader of a lane wants free: what
-    a worker has accepted, its successor has room for.
+    """The lowest descriptor that nobody accepts with: the rest is for the application's files, and for what comes along
+    with the supervisor's orders, or those could not be read.  It is as much as a reader of a lane wants free: what a
+    worker has accepted, its successor has room for.
     """
     soft = soft_limit()
     return soft - _wanted(soft)
