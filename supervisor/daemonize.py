@@ -7,6 +7,7 @@ exit code and a message in the shell that asked for it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -106,8 +107,9 @@ def _become_daemon(
     except BaseException as exc:
         import traceback
 
-        traceback.print_exc()
         report(StartReport(int(Exit.DOWN), f"the supervisor failed: {exc!r}", traceback.format_exc()))
+        with contextlib.suppress(OSError):  # python-daemon may have closed standard error and got no further
+            traceback.print_exc()
     finally:
         report.close()
         _exit(code)

@@ -2,6 +2,7 @@
 
 import _socket
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -13,6 +14,7 @@ from quiesce.worker.core.share import FIRST_LOOK_S, LOOK_S, Patience, next_look_
 from quiesce.worker.loops.base import READ, Loop, Timer
 from quiesce.worker.net.gate import Gate
 from quiesce.worker.net.reserve import Reserve
+from quiesce.worker.net.room import first_kept
 
 _BURST = 16  # of one turn: what is accepted here is not accepted by an idle neighbour
 _MOST_LAST = (
@@ -102,6 +104,8 @@ class Acceptor:
         self._turn_away = turn_away
         self._reserve = reserve
         self._is_short = False  # we rest for want of descriptors
+        self._kept = first_kept()
+        self._is_last = False  # the client that was accepted last had one of the last descriptors
         self.listeners: dict[str, Listener] = {}
         self.active = False
         self._retry: Timer | None = None
@@ -203,6 +207,9 @@ class Acceptor:
                 return
             if not listener.watched or not self._accept(listener):
                 return
+            if self._is_last and self._reserve is None:
+                self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
 
     def _accept(self, listener: Listener) -> bool:
         """Accept one; False when there is none."""
@@ -212,6 +219,7 @@ class Acceptor:
             return False
         except OSError as exc:
             return self._failed(listener, exc)
+        self._is_last = fd >= self._kept  # the kernel gives the lowest that is free
         self._give(listener, fd, peer, self._accepted)
         return True
 
@@ -258,7 +266,7 @@ class Acceptor:
         until it has gone.  True: we rest again.
         """
         if self._reserve is None:
-            return False
+            return self._is_still_short()
         waiting = self._waiting()  # accept wants a descriptor before it looks who is there
         for listener in [one for one in self.listeners.values() if one.fd in waiting]:
             os.set_blocking(listener.fd, False)  # as in _ready
@@ -275,6 +283,22 @@ class Acceptor:
                 self._give(listener, *taken, give)
             if error is not None:
                 return True
+        return False
+
+    def _is_still_short(self) -> bool:
+        """Is the next descriptor one of the last, or is there none?  Then we rest again."""
+        self._kept = first_kept()
+        for listener in self.listeners.values():
+            try:
+                probe = fcntl.fcntl(listener.fd, fcntl.F_DUPFD_CLOEXEC, 0)
+            except OSError as exc:
+                self._rest(exc)
+                return True
+            os.close(probe)
+            if probe >= self._kept:
+                self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return True
+            break
         return False
 
     @staticmethod

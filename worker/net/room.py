@@ -20,11 +20,7 @@ class Room:
     def has_room(self) -> bool:
         """May a packet come now?"""
         soft = soft_limit()
-        # Everybody has inherited the supervisor's limit, unless the application has lowered it: then others may not
-        # have, and their packets are as large as packets can be.
-        inherited = soft >= min(hard_limit(), WANTED_FILES)
-        packet = most_of_packet(soft) if inherited else min(MAX_FDS, soft // 2)
-        wanted = packet + min(_SPARE_FDS, soft // 16)
+        wanted = _wanted(soft)
         open_now = _said_by_kernel()
         if not open_now:
             # To count ten thousand takes 5 ms, so far from the limit it is done once a second.
@@ -36,6 +32,14 @@ class Room:
         return open_now + wanted <= soft
 
 
+def _wanted(soft: int) -> int:
+    # Everybody has inherited the supervisor's limit, unless the application has lowered it: then others may not
+    # have, and their packets are as large as packets can be.
+    inherited = soft >= min(hard_limit(), WANTED_FILES)
+    packet = most_of_packet(soft) if inherited else min(MAX_FDS, soft // 2)
+    return packet + min(_SPARE_FDS, soft // 16)
+
+
 def most_of_packet(soft: int) -> int:
     """How many connections go into one packet.
 
@@ -43,6 +47,15 @@ def most_of_packet(soft: int) -> int:
     any more would lie in the lane with nobody to serve it.
     """
     return max(min(MAX_FDS, soft // 64), 1)
+
+
+def first_kept() -> int:
+    """The lowest descriptor that nobody accepts with: the rest is for the application's files, and for what comes along
+    with the supervisor's orders, or those could not be read.  It is as much as a reader of a lane wants free: what a
+    worker has accepted, its successor has room for.
+    """
+    soft = soft_limit()
+    return soft - _wanted(soft)
 
 
 def soft_limit() -> int:

@@ -141,6 +141,18 @@ def test_a_bug_is_reported_with_its_traceback(tmp_path: Path) -> None:
     assert "RuntimeError: boom" in (tmp_path / "log").read_text()
 
 
+def test_a_daemon_that_cannot_detach_says_why(tmp_path: Path) -> None:
+    """python-daemon has closed standard error by the time that it opens /dev/null."""
+    before = "import daemon.daemon; daemon.daemon.redirect_stream = lambda *_: os.open('/no/such/device', os.O_RDWR)"
+    program = PROGRAM.replace("listener =", f"{before}\nlistener =").format(body="pass")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, timeout=30
+    )
+    report = json.loads(done.stdout)
+    assert report["code"] == 3
+    assert "FileNotFoundError" in report["text"] and "/no/such/device" in report["detail"]
+
+
 def test_a_second_report_and_a_reader_that_went_away_are_no_matter(tmp_path: Path) -> None:
     report = start(tmp_path, 'report(StartReport(0, "first"))\nreport(StartReport(1, "second"))\nreturn 0')
     assert report["text"] == "first"
