@@ -725,11 +725,11 @@ def test_an_older_reader_gets_what_it_can_read() -> None:
 
 
 def test_without_room_nothing_is_read_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = [0]
+    limit = [20_000]
     monkeypatch.setattr(room, "soft_limit", lambda: limit[0])
     with staged() as stage:
-        limit[0] = stage.new.do(lambda: len(os.listdir("/proc/self/fd"))) + 5
         clients = stage.idle(3)
+        limit[0] = stage.new.do(lambda: len(os.listdir("/proc/self/fd"))) + 5
         stage.hand_over().figures()
         target = stage.target()
         for _ in range(5):
