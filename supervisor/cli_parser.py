@@ -93,7 +93,7 @@ def _upgrade(parser: argparse.ArgumentParser) -> None:
     add("--label", metavar="TEXT", help="a name for people: a tag, a commit")
     add("--python", metavar="PATH", help="interpreter, relative to the release")
     add("--app", metavar="APP", help="module:attribute")
-    add("--bake", metavar="TIME", help="time in which a failure still undoes it, as in 10s; 0 = none")
+    _bake(parser)
     add("--if-changed", action="store_true", help="do nothing if the same release serves already")
     add("--force", action="store_true", help="no probe, no bake; recorded in the history")
     add("--wait-drained", action="store_true", help="return only when the old workers have gone")
@@ -105,8 +105,14 @@ def _no_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="return at once; see `quiesce status`")
 
 
+def _bake(parser: argparse.ArgumentParser) -> None:
+    text = "time in which a failure still undoes it, as in 10s; 0 = none"
+    parser.add_argument("--bake", metavar="TIME", help=text)
+
+
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("which", metavar="WHICH", nargs="?", help="release id, label or directory")
+    _bake(parser)
     _no_wait(parser)
 
 

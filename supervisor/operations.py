@@ -179,7 +179,8 @@ class Operations:
 
     def _rollback(self, args: Args, reply: Reply) -> None:
         which = _text(args, "which") if args.get("which") else None
-        run = self._service.rollback(which, self._watch(args, reply))
+        bake_s = None if args.get("bake") is None else _seconds(args["bake"])
+        run = self._service.rollback(which, self._watch(args, reply), bake_s)
         if args.get("no_wait"):
             _say_begun(run, reply)
 

@@ -142,8 +142,8 @@ class Service:
         self.ids.append(release.id)
         return self.roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
-    def rollback(self, which: str | None, watch: Watch) -> RolloutRun:
-        """Back to the previous good release, or to the one that is named.
+    def rollback(self, which: str | None, watch: Watch, bake_s: float | None = None) -> RolloutRun:
+        """Back to the previous good release, or to the one that is named.  ``bake_s``: for this once.
 
         Raises:
             Busy, ConfigError: As :meth:`upgrade`.
@@ -156,7 +156,7 @@ class Service:
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
         self.refuse_without_room(self.upkeep.wanted, lanes=1)
-        return self.roll_out("rollback", release, recipe, {}, watch)
+        return self.roll_out("rollback", release, recipe, {"bake": bake_s}, watch)
 
     def refuse_if_busy(self) -> None:
         """Raise Busy while a change is being decided, or at the end."""

@@ -108,6 +108,7 @@ def quiesce(capsys: Capture, *argv: str) -> tuple[int, str, str]:
         ("abort", "abort", {}),
         ("rollback", "rollback", {}),
         ("rollback feature/x", "rollback", {"which": "feature/x"}),
+        ("rollback --bake 500ms", "rollback", {"bake": 0.5}),
         ("scale 4 --no-wait", "scale", {"workers": 4, "no_wait": True}),
         ("quiesce r1/2", "quiesce", {"what": "r1/2"}),
         ("resume all", "resume", {"what": "all"}),
