@@ -474,7 +474,7 @@ def test_descriptors_lost_after_ready_and_before_serving_fail_the_worker(site: S
         assert supervisor.wait() == WorkerExit.PROTOCOL
 
 
-def test_a_probe_lost_at_the_limit_does_not_hurt_a_worker_that_serves(site: Site) -> None:
+def test_a_worker_that_is_full_has_room_for_what_comes_with_an_order(site: Site) -> None:
     with FakeSupervisor(site(WSGI), preexec_fn=nofile(32)) as supervisor:
         supervisor.start("shop")
         supervisor.accept()
@@ -488,12 +488,40 @@ def test_a_probe_lost_at_the_limit_does_not_hurt_a_worker_that_serves(site: Site
             supervisor.send(msg.Probe(), [theirs.fileno()])
             theirs.close()
             ours.settimeout(PATIENCE_S)
-            assert ours.recv(1) == b""  # closed on the way: the probe fails, as it should
-        supervisor.expect(msg.Hello, re=supervisor.send(msg.Identify()))
-        clients[0].sendall(request("/served", close=True))
-        assert read_answer(clients[0]).status == 200
+            ours.sendall(request("/probe", close=True))
+            assert read_answer(ours).status == 200
         for client in clients:
             client.close()
+
+
+def test_a_probe_lost_at_the_limit_does_not_hurt_a_worker_that_serves(site: Site) -> None:
+    hoards = (
+        "import os\n"
+        "hoard = []\n"
+        "def app(environ, start_response):\n"
+        "    try:\n"
+        "        while True:\n"
+        "            hoard.append(os.dup(0))\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "    start_response('200 OK', [('Content-Length', '2')])\n"
+        "    return [b'ok']\n"
+    )
+    with FakeSupervisor(site(hoards), preexec_fn=nofile(64)) as supervisor:
+        supervisor.start("shop")
+        supervisor.accept()
+        with supervisor.connect() as client:
+            client.sendall(request("/"))
+            assert read_answer(client).status == 200  # the application has all descriptors now
+            ours, theirs = socket.socketpair()
+            with ours:
+                supervisor.send(msg.Probe(), [theirs.fileno()])
+                theirs.close()
+                ours.settimeout(PATIENCE_S)
+                assert ours.recv(1) == b""  # closed on the way: the probe fails, as it should
+            supervisor.expect(msg.Hello, re=supervisor.send(msg.Identify()))
+            client.sendall(request("/served", close=True))
+            assert read_answer(client).status == 200
 
 
 def test_a_supervisor_that_dies_in_the_middle_of_a_start(site: Site) -> None:
