@@ -94,13 +94,22 @@ def test_client_that_takes_nothing_is_cut() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_client_that_takes_its_answer_byte_by_byte_is_cut(version: bytes, threads: int) -> None:
+@pytest.mark.parametrize("high_water", [1 << 20, 1 << 30], ids=["still produced", "all queued"])
+def test_client_that_takes_its_answer_byte_by_byte_is_cut(
+    high_water: int, version: bytes, threads: int
+) -> None:
     """Each byte begins the send timeout anew.  It must not take the part that it has for the whole."""
 
     def endless(request: Request) -> Response:
-        return Response(b"x" * 65536 for _ in range(1000))
+        return Response(
+            iter((bytes(64 << 20),))
+        )  # more than any socket takes at once: some of it has to wait
 
-    limits = Limits(body_min_rate=1 << 40, body_grace=0.0)  # nobody is as fast as that
+    limits = Limits(
+        body_min_rate=1 << 40,
+        body_grace=0.0,
+        high_water=high_water,  # nobody is as fast as that
+    )
     with serving(endless, threads=threads, limits=limits) as served:
         with served.connect(receive_buffer=4096) as sock:
             sock.sendall(b"GET / HTTP/%s\r\nHost: a\r\n\r\n" % version)
