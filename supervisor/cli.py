@@ -236,6 +236,7 @@ def _history_of_stopped(args: Namespace, console: Console, none_runs: ControlErr
     Raises:
         ControlError: ``none_runs``, if there is nothing on disk either, or nobody has said whose is meant.
     """
+    from quiesce.supervisor.control_client import choose_instance
     from quiesce.supervisor.history import History
     from quiesce.supervisor.places import resolve_places
 
@@ -243,7 +244,7 @@ def _history_of_stopped(args: Namespace, console: Console, none_runs: ControlErr
     runtime_dir = getattr(args, "runtime_dir", None)
     entries: list[dict[str, Any]] = []
     if name or runtime_dir:
-        places = resolve_places(name or os.path.basename(os.path.abspath(str(runtime_dir))), runtime_dir)
+        places = choose_instance(name, runtime_dir) if runtime_dir else resolve_places(str(name))
         entries = History(places.state_dir, sys.maxsize).entries(args.limit)
     if not entries:
         raise none_runs

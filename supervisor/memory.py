@@ -36,10 +36,8 @@ class Memory:
         self.attempts = 0  # of supervisors that began to go on from the state, until one has
         self.replacing = ""  # our version, while we execute another one in our place
         self._saving: list[Settings] = []
-        self._as_json: dict[
-            int, dict[str, Any]
-        ] = {}  # of those in the last state, by id(): they do not change
-        self._known: list[Settings] = []  # the same, so that no other gets the id of one of them
+        # Of those in the last state, by id(): they do not change.
+        self._as_json: dict[int, tuple[Settings, dict[str, Any]]] = {}
 
     def add(self, part: Part) -> None:
         """This fills in its part of each state."""
@@ -86,10 +84,11 @@ class Memory:
 
     def _settings(self) -> list[dict[str, Any]]:
         """As JSON.  Those of the state before need not be converted again."""
-        as_json = [self._as_json.get(id(each)) or settings_to_json(each) for each in self._saving]
-        self._as_json = {id(each): data for each, data in zip(self._saving, as_json, strict=True)}
-        self._known = self._saving
-        return as_json
+        known = self._as_json
+        self._as_json = {
+            id(each): known.get(id(each)) or (each, settings_to_json(each)) for each in self._saving
+        }
+        return [data for _, data in self._as_json.values()]
 
     def close(self) -> None:
         self._open = False

@@ -6,11 +6,11 @@ from quiesce.shared import messages as msg
 from quiesce.shared.deadlines import Timer
 from quiesce.supervisor.core.lifecycle import COMING, State
 from quiesce.supervisor.core.snapshot import WorkerRecord
+from quiesce.supervisor.lanes import Named
 from quiesce.supervisor.worker_parts import House
 
-MOVING_S = (
-    2.0  # after `quiesced`: a worker that has not said by then what it has moved is waited for no longer
-)
+# After `quiesced`: a worker that has not said by then what it has moved is waited for no longer.
+MOVING_S = 2.0
 
 Send = Callable[[msg.Message, Sequence[int]], bool]
 
@@ -82,24 +82,30 @@ class WorkerLanes:
 
     # -- handing over -------------------------------------------------------------------------
 
-    def order(self, order: msg.Quiesce | msg.Drain | msg.Shed) -> None:
+    def order(self, order: msg.Quiesce | msg.Drain) -> None:
         """Say it, with the lane that was chosen, if somebody reads that."""
-        named = self._house.named(self.target, self._worker) if self.version else None
+        named = self._named(self.target)
         self.settle()
         if named is None:
             self._send(order, ())
-            return
-        lane, terms = named
-        self.moving, self.said = isinstance(order, msg.Quiesce), None
-        order = order._replace(lane=lane.name, lane_version=terms.version, readers=terms.readers)
-        self._send(order, (lane.writing.fileno(), lane.reading.fileno()))
+        else:
+            self.moving = isinstance(order, msg.Quiesce)
+            self._send_naming(named, order)
 
     def shed(self, count: int) -> None:
         """Have it give some idle ones to its siblings."""
-        before, self.target = self.target, self.own
-        if self._house.named(self.own, self._worker) is not None:
-            self.order(msg.Shed(count))
-        self.target = before
+        named = self._named(self.own)
+        if named is not None:
+            self._send_naming(named, msg.Shed(count))
+
+    def _named(self, key: str) -> Named | None:
+        return self._house.named(key, self._worker) if self.version else None
+
+    def _send_naming(self, named: Named, order: msg.Quiesce | msg.Drain | msg.Shed) -> None:
+        lane, terms = named
+        self.said = None
+        order = order._replace(lane=lane.name, lane_version=terms.version, readers=terms.readers)
+        self._send(order, (lane.writing.fileno(), lane.reading.fileno()))
 
     def quiesced(self) -> None:
         """It accepts nothing any more; what it moves now has a bound."""

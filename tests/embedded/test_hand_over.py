@@ -257,3 +257,15 @@ def test_a_timeout_of_its_own_goes_on_by_the_rules_of_who_takes_it(setup: Setup)
         (client,) = idle(old, 1)
         stage.hand_over(stage.ours)
         assert read_to_end(client) == b""
+
+
+def test_what_is_wrong_with_a_lane_is_told_to_the_logger(
+    setup: Setup, capfd: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[str] = []
+    with staged(setup, logger=heard.append) as stage:
+        stage.receive()
+        stage.ours.send(b"this is no packet")
+        stage.new.until(lambda: bool(heard))
+    assert heard[0].startswith("lane 'lane 1': a packet of 17 bytes is not JSON")
+    assert "lane" not in capfd.readouterr().err

@@ -55,7 +55,7 @@ def ordinary_user(home: Path, files: int = FEW_FILES) -> User:
     """Nobody, with ``files`` as his hard limit of descriptors, and ``home`` as his own; skips where that cannot be."""
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody else")
-    python = _python_for_everybody()
+    python = python_for_everybody()
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
     become = (sys.executable, "-I", "-S", "-c", _BECOME, str(NOBODY), str(files), "18")
@@ -78,7 +78,7 @@ def give(path: Path, uid: int) -> None:
         os.chown(each, uid, uid, follow_symlinks=False)
 
 
-def _python_for_everybody() -> str:
+def python_for_everybody() -> str:
     """An interpreter of our version that every user may run; ours may lie in a home directory."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     wanted = "import quiesce.supervisor.main, quiesce.worker.main, daemon, httptools"

@@ -11,7 +11,6 @@ import random
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ from typing import Any
 
 import pytest
 
-import quiesce
 from apps import Notes, Release, build
 from harness import Port, get, running
 from harness.instance import environment
 from harness.processes import descendants, subreaper, sweep, wait_gone
+from harness.users import import_path, python_for_everybody
 from quiesce.supervisor.identity import worker_identity
 
 pytestmark = [
@@ -47,30 +46,10 @@ def place() -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-def import_path() -> str:
-    """Where quiesce and what it needs lie, for an interpreter that is not our virtualenv's."""
-    roots = [str(Path(quiesce.__file__).parent.parent), *(name for name in sys.path if "-packages" in name)]
-    return os.pathsep.join(roots)
-
-
 @pytest.fixture(scope="module")
 def python() -> str:
     """An interpreter of our version that every user may run, and with it quiesce."""
-    system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    for candidate in (sys.executable, system):
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            subprocess.run(
-                [candidate, "-c", "import quiesce.supervisor.main, quiesce.worker.main, daemon, httptools"],
-                user=USER,
-                group=USER,
-                extra_groups=[],
-                env={"PYTHONPATH": import_path(), "PYTHONDONTWRITEBYTECODE": "1"},
-                check=True,
-                capture_output=True,
-                timeout=60,
-            )
-            return candidate
-    pytest.skip("no python of our version, or no installation of quiesce, that other users may use")
+    return python_for_everybody()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from quiesce.worker.loops.base import ERROR, HANGUP
 from quiesce.worker.net import lane_writer, room
 from quiesce.worker.net.lane_reader import Lanes
 from quiesce.worker.net.lane_writer import Target
-from wire.serving import PATIENCE_S, Served, read_reply, read_to_end
+from wire.serving import PATIENCE_S, Served, StillLoop, read_reply, read_to_end
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 WAIT = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -1188,7 +1188,7 @@ def test_damaged_packets_raise_nothing_and_leak_nothing(data: bytes, count: int)
     taken: list[Any] = []
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = len(os.listdir("/proc/self/fd"))
-    lanes = Lanes(StillEnough(), taken.extend, lambda: None)  # type: ignore[arg-type]
+    lanes = Lanes(StillLoop(), taken.extend, lambda: None)  # type: ignore[arg-type]
     lanes.add("r42", reader.dup())
     pairs = [socket.socketpair() for _ in range(count)]
     with contextlib.redirect_stderr(None):
@@ -1206,15 +1206,6 @@ def test_damaged_packets_raise_nothing_and_leak_nothing(data: bytes, count: int)
     assert len(os.listdir("/proc/self/fd")) == before
     reader.close()
     writer.close()
-
-
-class StillEnough:
-    """A loop that never turns."""
-
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = 1) -> None: ...
-    def unwatch(self, fd: int) -> None: ...
-    def now(self) -> float:
-        return 0.0
 
 
 def test_a_message_that_was_cut_is_said_and_leaks_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.values import unescape as plain_unescape
 from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.admission import AcceptPolicy, Admission
-from quiesce.worker.embedded.apps import AccessApp, RequestApp
+from quiesce.worker.embedded.apps import HandlerApp
 from quiesce.worker.embedded.connection import AccessHandler, Connection
 from quiesce.worker.embedded.hand_over import HandOver
 from quiesce.worker.embedded.kinds import DaemonInfo, Mode, NotListening, Poller
@@ -141,7 +141,7 @@ class Daemon(Turning):
             raise ValueError("a pool has at least one thread")
         assert access_handler is not None
         self.access_handler: AccessHandler = access_handler
-        self._app: App = AccessApp() if handler is None else RequestApp()
+        self._app: App = HandlerApp(streams_body=handler is None)
         self._mode = mode
         self._poller = _poller(mode, poller)
         self._threads = threads

@@ -20,7 +20,6 @@ from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
 from quiesce.worker.embedded.seat import Seat
 from quiesce.worker.embedded.sockets import address, as_socket
-from quiesce.worker.loops.select_loop import FD_SETSIZE, SelectLoop
 from quiesce.worker.net.acceptor import Listener
 from quiesce.worker.net.lane_reader import Arrival
 
@@ -79,23 +78,28 @@ class Reception:
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, listener: Listener
     ) -> None:
         """The acceptor's: a client has come.  In the seat's thread."""
-        try:
-            verdict = self._admission.judge(peer)
-        except BaseException:
-            sock.close()
-            raise
+        verdict = self._judge(sock, peer)
         if verdict is Verdict.DENIED:
-            sock.close()
             return
-        if isinstance(seat.loop, SelectLoop) and sock.fileno() >= FD_SETSIZE:
+        if not seat.loop.can_watch(sock.fileno()):
             self._turn_away_unwatched(seat, sock, peer)
         elif verdict is Verdict.ADMITTED:
             self.shell.accepted(seat, sock, peer, local)
         else:
             self.refuse(seat, sock, peer, local, "too many connections")
 
+    def _judge(self, sock: socket.socket, peer: Address) -> Verdict:
+        """May it come?  Whom the policy denies, or fails over, is closed without a word."""
+        verdict = Verdict.DENIED
+        try:
+            verdict = self._admission.judge(peer)
+        finally:
+            if verdict is Verdict.DENIED:
+                sock.close()
+        return verdict
+
     def _turn_away_unwatched(self, seat: Seat, sock: socket.socket, peer: Address) -> None:
-        """select cannot watch this one, so it is told so without waiting for anything."""
+        """The loop cannot watch this one, so it is told so without waiting for anything."""
         rejected = Rejected(503, "select can watch no more", retry_after_s=1)
         try:
             sock.send(reply(rejected, seat.engine.date()), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -107,14 +111,7 @@ class Reception:
 
     def turn_away(self, seat: Seat, sock: socket.socket, peer: Address, local: Address) -> None:
         """The acceptor's: there are no descriptors left.  Whom the policy denies is told nothing now either."""
-        try:
-            verdict = self._admission.judge(peer)
-        except BaseException:
-            sock.close()
-            raise
-        if verdict is Verdict.DENIED:
-            sock.close()
-        else:
+        if self._judge(sock, peer) is not Verdict.DENIED:
             self.refuse(seat, sock, peer, local)
 
     def refuse(

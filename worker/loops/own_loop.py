@@ -38,6 +38,10 @@ class OwnLoop:
         """To be called once, when descriptors can be watched."""
         self.watch(self._wake_fd, self._on_wake)
 
+    def can_watch(self, fd: int) -> bool:
+        """Is this a descriptor that :meth:`watch` takes?"""
+        return True
+
     def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
         raise NotImplementedError
 

@@ -27,11 +27,14 @@ class SelectLoop(OwnLoop):
         self._wait = self._wait_select
         self._watch_wake_fd()
 
+    def can_watch(self, fd: int) -> bool:
+        return 0 <= fd < FD_SETSIZE
+
     def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
         """Raises:
         ValueError: select cannot watch this descriptor; nothing was changed.
         """
-        if not 0 <= fd < FD_SETSIZE:
+        if not self.can_watch(fd):
             raise ValueError(f"select cannot watch descriptor {fd}: it is not below {FD_SETSIZE}")
         self._callbacks[fd] = callback
         self.rewatch(fd, events)

@@ -54,7 +54,7 @@ def MHD_start_daemon(
     Raises:
         TypeError: The options do not end with MHD_OPTION_END.
     """
-    return _start(flags, port, apc, apc_cls, dh, dh_cls, pairs(options))
+    return MHD_start_daemon_va(flags, port, apc, apc_cls, dh, dh_cls, options)
 
 
 def MHD_start_daemon_va(
@@ -67,18 +67,7 @@ def MHD_start_daemon_va(
     ap: Sequence[Any],
 ) -> MHD_Daemon | None:
     """The same with its options in a sequence, which ends with MHD_OPTION_END too."""
-    return _start(flags, port, apc, apc_cls, dh, dh_cls, pairs(ap))
-
-
-def _start(
-    flags: int,
-    port: int,
-    apc: AcceptPolicyCallback | None,
-    apc_cls: Any,
-    dh: AccessHandlerCallback | None,
-    dh_cls: Any,
-    options: Sequence[Option],
-) -> MHD_Daemon | None:
+    options = pairs(ap)
     log: Callable[[str], None] = _to_stderr if flags & F.MHD_USE_ERROR_LOG else _to_nobody
     try:
         if dh is None:

@@ -195,7 +195,7 @@ class Acceptor:
         if not listener.watched:
             return
         if self._reserve is not None and not self._reserve.is_there():
-            self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            self._rest(_no_descriptors())
             return
         # O_NONBLOCK is on the shared open file description and any process may have cleared it; accept has no
         # MSG_DONTWAIT; and what epoll saw, another worker may have taken.  We would block for ever.
@@ -205,11 +205,17 @@ class Acceptor:
             if counters.open > gate.limit and gate.is_above():
                 self._hold_back(listener)
                 return
-            if not listener.watched or not self._accept(listener):
+            if not listener.watched or not self._take(listener):
                 return
-            if self._is_last and self._reserve is None:
-                self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-                return
+
+    def _take(self, listener: Listener) -> bool:
+        """Accept one, and rest if it has one of the last descriptors; False: no more now."""
+        if not self._accept(listener):
+            return False
+        if self._is_last and self._reserve is None:
+            self._rest(_no_descriptors())
+            return False
+        return True
 
     def _accept(self, listener: Listener) -> bool:
         """Accept one; False when there is none."""
@@ -288,18 +294,19 @@ class Acceptor:
     def _is_still_short(self) -> bool:
         """Is the next descriptor one of the last, or is there none?  Then we rest again."""
         self._kept = first_kept()
-        for listener in self.listeners.values():
-            try:
-                probe = fcntl.fcntl(listener.fd, fcntl.F_DUPFD_CLOEXEC, 0)
-            except OSError as exc:
-                self._rest(exc)
-                return True
+        listener = next(iter(self.listeners.values()), None)
+        if listener is None:
+            return False
+        try:
+            probe = fcntl.fcntl(listener.fd, fcntl.F_DUPFD_CLOEXEC, 0)
             os.close(probe)
-            if probe >= self._kept:
-                self._rest(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-                return True
-            break
-        return False
+            if probe < self._kept:
+                return False
+            error = _no_descriptors()
+        except OSError as exc:
+            error = exc
+        self._rest(error)
+        return True
 
     @staticmethod
     def _try(listener: Listener) -> tuple[tuple[int, Any] | None, OSError | None]:
@@ -356,7 +363,7 @@ class Acceptor:
     def _take_left(self, listener: Listener) -> None:
         os.set_blocking(listener.fd, False)  # as in _ready
         for _ in range(_BURST):
-            if self._retry is not None or not self._accept(listener):
+            if self._retry is not None or not self._take(listener):
                 return
 
     def _pause_s(self, took: bool) -> float:
@@ -370,3 +377,7 @@ class Acceptor:
         self.pause()
         for name in list(self.listeners):
             self.remove(name)
+
+
+def _no_descriptors() -> OSError:
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE))

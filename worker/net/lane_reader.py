@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -175,20 +174,43 @@ class Lanes:
         except (BlockingIOError, InterruptedError):
             return False  # another worker has it
         except FdPassingError as exc:
-            _complain(lane, str(exc))
+            self._complain(lane, str(exc))
             return True
         except OSError as exc:
-            _complain(lane, str(exc))
+            self._complain(lane, str(exc))
             self._rest(lane, _NO_ROOM_S)
             return False
         if not data:
             close_all(fds)
             self._forget(lane.name)
             return False
-        arrivals = _arrivals(lane, data, fds)
+        arrivals = self._arrivals(lane, data, fds)
         if arrivals:
             self._taken(arrivals)
         return True
+
+    def _arrivals(self, lane: Lane, data: bytes, fds: list[int]) -> list[Arrival]:
+        """What came, every descriptor of it looked at; what is no client's connection is closed."""
+        try:
+            records = decode(data, len(fds))
+        except ProtocolError as exc:
+            close_all(fds)
+            self._complain(lane, f"{exc}; {len(fds)} connections are closed")
+            return []
+        arrivals: list[Arrival] = []
+        strange = ""
+        for record, fd in zip(records, fds, strict=True):
+            try:
+                arrivals.append(_arrival(record, fd))
+            except OSError as exc:
+                if exc.errno != errno.ENOTCONN:  # else it was reset on the way
+                    strange = str(exc)
+        if strange:
+            self._complain(lane, f"a descriptor is no client's connection, and is closed: {strange}")
+        return arrivals
+
+    def _complain(self, lane: Lane, what: str) -> None:
+        self._loop.complain(f"lane {lane.name!r}: {what}", None)
 
 
 def _has_something(lane: Lane) -> bool:
@@ -198,27 +220,6 @@ def _has_something(lane: Lane) -> bool:
         return bool(lane.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:
         return False
-
-
-def _arrivals(lane: Lane, data: bytes, fds: list[int]) -> list[Arrival]:
-    """What came, every descriptor of it looked at; what is no client's connection is closed."""
-    try:
-        records = decode(data, len(fds))
-    except ProtocolError as exc:
-        close_all(fds)
-        _complain(lane, f"{exc}; {len(fds)} connections are closed")
-        return []
-    arrivals: list[Arrival] = []
-    strange = ""
-    for record, fd in zip(records, fds, strict=True):
-        try:
-            arrivals.append(_arrival(record, fd))
-        except OSError as exc:
-            if exc.errno != errno.ENOTCONN:  # else it was reset on the way
-                strange = str(exc)
-    if strange:
-        _complain(lane, f"a descriptor is no client's connection, and is closed: {strange}")
-    return arrivals
 
 
 def _arrival(record: Record, fd: int) -> Arrival:
@@ -250,7 +251,3 @@ def _family_of(peer: object) -> socket.AddressFamily:
     if type(peer) is tuple and type(peer[0]) is str and len(peer) in (2, 4):
         return socket.AF_INET if len(peer) == 2 else socket.AF_INET6
     raise OSError("its family is another")
-
-
-def _complain(lane: Lane, what: str) -> None:
-    print(f"quiesce: lane {lane.name!r}: {what}", file=sys.stderr, flush=True)
