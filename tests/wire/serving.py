@@ -208,6 +208,8 @@ class StillLoop:
     """A loop that never turns: the test calls what would be called."""
 
     slot = None
+    has_turns = False
+    turned = None
 
     def __init__(self) -> None:
         self.complain = to_stderr

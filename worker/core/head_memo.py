@@ -17,7 +17,7 @@ Judged = tuple[list[Header], bool]
 """Fields, and whether the connection may be kept."""
 
 _MOST = 1000
-_LONGEST = 256  # longer lines are not kept: a thousand as long as a head would be 32 MB
+LONGEST = 256  # longer lines are not kept: a thousand as long as a head would be 32 MB
 _MOST_NEW = 4  # of the lines of a head: with more of them, the whole is parsed at once
 _SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))  # not to stay in memory
 
@@ -45,6 +45,11 @@ class HeadMemo:
         self._fields: dict[bytes, Header] = {}
         self._closing: dict[bytes, Header] = {}  # lines that say Connection: close
 
+    def recall(self, head: bytes) -> Request | None:
+        """The same for a head that is known as a whole; None: it is none, or not known."""
+        whole = self._heads.get(head)
+        return None if whole is None else _made(whole[0], whole[1].copy())
+
     def request(self, head: bytes) -> Request | None:
         """A request of HTTP/1.1 in origin-form that has no body, with Host as its first field and nothing
         unusual in it; None: look at it closely.
@@ -70,7 +75,7 @@ class HeadMemo:
                 request = _made(line, headers)
                 request.keep_alive = keep
                 return request
-        if len(head) <= _LONGEST:  # nothing in it was new
+        if len(head) <= LONGEST:  # nothing in it was new
             _make_room(self._heads)
             self._heads[head] = line, headers.copy()
         return _made(line, headers)
@@ -80,7 +85,7 @@ class HeadMemo:
         if judged is None or judged[2] != "1.1" or judged[1][:1] != b"/":
             return None
         known = (judged[0], judged[1], *split_target(judged[1]))
-        if len(line) <= _LONGEST:
+        if len(line) <= LONGEST:
             _make_room(self._lines)
             self._lines[line] = known
         return known
@@ -112,7 +117,7 @@ class HeadMemo:
 
     def _keep(self, line: bytes, header: Header) -> None:
         name, value = header
-        if name in _SECRET or len(line) > _LONGEST:
+        if name in _SECRET or len(line) > LONGEST:
             return
         known = self._fields
         if name == b"connection":
@@ -127,7 +132,7 @@ class HeadMemo:
     def learn(self, head: bytes, headers: list[Header]) -> None:
         """The whole of a head was good, and decides nothing but the one Host, its first field, and Connection."""
         lines = head[:-4].split(b"\r\n")
-        if len(lines[1]) <= _LONGEST:
+        if len(lines[1]) <= LONGEST:
             _make_room(self._hosts)
             self._hosts[lines[1]] = headers[0]
         for line, header in zip(lines[2:], headers[1:], strict=True):

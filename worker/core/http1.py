@@ -57,6 +57,7 @@ class HeadParser:
         self._headers: list[Header] = []
         self._deciding: list[Header] = []
         self._memo = HeadMemo(limits, self._good_line, self._good_fields)
+        self.recall = self._memo.recall
         self._renew()
 
     def _renew(self) -> None:

@@ -65,8 +65,8 @@ class Answering(Moving):
             )
             if data and not (goes_on and self._another_follows(exchange) and self._hold(data)):
                 self._push(data, more)
-            sent = self.sent - self._reported
-            self._reported = self.sent
+            sent = self.sent
+            sent, self._reported = sent - self._reported, sent
             self.exchange = None
             # Counted before the state says so: the loop sees IDLE without the lock, and counts the next request.
             if keep and exchange.body_complete and not self._queue and not self.broken:

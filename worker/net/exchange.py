@@ -30,22 +30,16 @@ class Exchange:
     on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
     """
 
-    # Defaults on the class: most requests change few of them, and storing twenty costs a microsecond.
-    body: IO[bytes] | None = None
-    since_ns = 0  # when the head was complete, CLOCK_MONOTONIC
-    status = 0  # 0 = start() was not called
-    started = False  # bytes of the head are out
-    finished = False
-    body_sent = 0
-    body_complete = True  # the request's; what comes behind it is the next request's
-    disconnected = False
+    # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has its
+    # default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
+    __slots__ = (
+        "__dict__", "_connection", "_head", "_last", "body", "body_complete", "body_sent", "disconnected", "finished",
+        "request", "says_keep_alive", "since_ns", "started", "status",
+    )  # fmt: skip
     on_writable: Callable[[], None] | None = None
     on_disconnect: Callable[[], None] | None = None
     trailers = b""  # whole lines, behind the last chunk
     chunks = True  # False: what would go out in chunks is ended by the connection's end
-    says_keep_alive = False  # also where it goes without saying
-    _head: Head | None = None
-    _last = False  # our answer said, or will say, Connection: close
     _left = -1  # bytes that Content-Length still promises; -1 = none promised
     _whole = -1  # the body's length, if the application let us know it early
     _chunked = False
@@ -57,6 +51,17 @@ class Exchange:
     def __init__(self, connection: "Connection", request: Request) -> None:
         self._connection = connection
         self.request = request
+        self.since_ns = monotonic_ns()  # when the head was complete
+        self.body: IO[bytes] | None = None
+        self.body_complete = True  # the request's; what comes behind it is the next request's
+        self.body_sent = 0
+        self.status = 0  # 0 = start() was not called
+        self.started = False  # bytes of the head are out
+        self.finished = False
+        self.disconnected = False
+        self.says_keep_alive = False  # also where it goes without saying
+        self._head: Head | None = None
+        self._last = False  # our answer said, or will say, Connection: close
 
     # -- the response -------------------------------------------------------------------
 
@@ -195,7 +200,7 @@ class Exchange:
             return False
         line = self._last_words(head)
         now = monotonic()
-        date = b"" if head.dated else self._connection.daemon.date_line(now)
+        date = b"" if head.dated else self._connection.daemon.dates.line(now)
         self._answer(b"".join((head.lines, date, framing, line, b"\r\n", data)), size, now)
         return True
 
@@ -204,19 +209,34 @@ class Exchange:
         if self.disconnected:
             self._close_body()
             return
-        head, body = response.head, response.body
+        head = response.head
+        body: bytes = response.body  # type: ignore[assignment]  # who calls has looked
         self.status = response.status
-        assert type(body) is bytes
-        if not head.is_plain or self.request.method == "HEAD":
+        request = self.request
+        if not head.is_plain or request.method == "HEAD":
             self._head = head
             self.finish(body)
             return
-        line = self._last_words(head)
-        now = monotonic()
-        date = self._connection.daemon.date_line(now)
+        connection = self._connection
+        daemon = connection.daemon
+        if (
+            request.keep_alive
+            and request.version == "1.1"
+            and self.body_complete
+            and not (self._last or daemon.closing or self.says_keep_alive)
+        ):
+            line = b""
+        else:
+            line = self._last_words(head)
+        now, dates = monotonic(), daemon.dates
+        date = dates.current if now < dates.until else dates.line(now)
         cached = response._cached
         wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
-        self._answer(wire, len(body), now)
+        self.started = self.finished = True
+        self.body_sent = len(body)
+        if self.body is not None:
+            self.body.close()
+        connection.complete(self, not self._last, wire, b"", now)
 
     def _last_words(self, head: Head) -> bytes:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""
@@ -392,7 +412,7 @@ class Exchange:
                 self._last = True
         self._left = length
         self._last = self._is_last(head)
-        date = b"" if head.dated else self._connection.daemon.date_line(monotonic())
+        date = b"" if head.dated else self._connection.daemon.dates.line(monotonic())
         return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
