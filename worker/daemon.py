@@ -74,6 +74,16 @@ class Daemon:
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
 
+    # fmt: off
+    # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
+    __slots__ = (
+        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_has_turns", "_heartbeat", "_in_call",
+        "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread", "_unready",
+        "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate", "hear",
+        "is_inline", "limits", "loop", "moving", "parser", "recheck_s", "roster",
+    )
+    # fmt: on
+
     def __init__(
         self,
         app: App,
@@ -107,7 +117,6 @@ class Daemon:
         self.counters = self._make_counters(slot)
         self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
-        self.parse, self.recall = self.parser.parse, self.parser.recall
         self.draining = False
         self.closing = False  # every answer is its connection's last: draining, or unready
         self.hear = before_accept or (lambda: None)  # obey orders that have arrived

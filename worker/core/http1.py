@@ -56,8 +56,7 @@ class HeadParser:
         self._hosts: set[bytes] = set()  # found to be good; bounded
         self._headers: list[Header] = []
         self._deciding: list[Header] = []
-        self._memo = HeadMemo(limits, self._good_line, self._good_fields)
-        self.recall = self._memo.recall
+        self.memo = HeadMemo(limits, self._good_line, self._good_fields)
         self._renew()
 
     def _renew(self) -> None:
@@ -138,7 +137,7 @@ class HeadParser:
         Raises:
             Rejected: 400, 413, 414, 417, 431, 501 or 505.
         """
-        return self._memo.request(head) or self._parse(head)
+        return self.memo.request(head) or self._parse(head)
 
     def _parse(self, head: bytes) -> Request:
         limits = self._limits
@@ -185,7 +184,7 @@ class HeadParser:
         if target[:1] != b"/":
             _prefer_target_host(request)
         elif version == "1.1" and headers[0][0] == b"host" and _names(deciding) <= _HARMLESS:
-            self._memo.learn(head, headers)
+            self.memo.learn(head, headers)
         return request
 
     def _good_line(self, line: bytes) -> tuple[str, bytes, str] | None:

@@ -29,7 +29,7 @@ class Alone(Connection):
         except OSError:  # and it is tried once more, by who knows what then is to be done
             Connection.ready(self, events)
             return
-        request = daemon.recall(data)
+        request = daemon.parser.memo.recall(data)
         if request is None:
             if data:
                 self._take(data)
@@ -50,40 +50,33 @@ class Alone(Connection):
         exchange = self.exchange = Exchange(self, request)
         daemon.call(exchange, exchange.since_ns)
         self._parsing = False
-        if self.state is IDLE and (daemon.moving is not None or self._input or self._eof):
+        if self.state is IDLE and daemon.moving is not None:
             self._resume()
 
-    def complete(
-        self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
-    ) -> None:
+    def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
         daemon = self.daemon
         if (
             not keep
             or not self._parsing  # then the loop has more to do after an answer
-            or more
-            or not data
-            or not now
             or self._queue
+            or daemon.moving is not None
             or self.exchange is not exchange
             or not exchange.body_complete
-            or daemon.moving is not None
         ):
-            Connection.complete(self, exchange, keep, data, more, now)
+            self.complete(exchange, keep, wire, b"", now)
             return
-        if not self._input or not (self._another_follows(exchange) and self._hold(data)):
+        if not self._input or not (self._another_follows(exchange) and self._hold(wire)):
             if self._held is not None:
-                data, self._held = b"".join((*self._held, data)), None
+                wire, self._held = b"".join((*self._held, wire)), None
             try:
-                count = self.sock.send(data, FLAGS)
-            except (
-                OSError
-            ):  # or there is no room: it is tried once more, by who knows what then is to be done
-                Connection.complete(self, exchange, keep, data, b"", now)
+                count = self.sock.send(wire, FLAGS)
+            except OSError:  # or there is no room: it is tried once more, by who knows what then is to be done
+                self.complete(exchange, keep, wire, b"", now)
                 return
             self.sent += count
-            if count != len(data):
-                self._put(memoryview(data)[count:])
-                Connection.complete(self, exchange, keep, b"", b"", now)
+            if count != len(wire):
+                self._put(memoryview(wire)[count:])
+                self.complete(exchange, keep, b"", b"", now)
                 return
         self.exchange = None
         if not self.probe:

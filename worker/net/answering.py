@@ -47,6 +47,10 @@ class Answering(Moving):
             self.update_interest()
             self.arm(self.daemon.limits.send_timeout)
 
+    def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
+        """The response is complete: this is the whole of it."""
+        self.complete(exchange, keep, wire, b"", now)
+
     def complete(
         self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
     ) -> None:

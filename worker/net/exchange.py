@@ -30,8 +30,8 @@ class Exchange:
     on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
     """
 
-    # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has its
-    # default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
+    # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has
+    # its default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
     __slots__ = (
         "__dict__", "_connection", "_head", "_last", "body", "body_complete", "body_sent", "disconnected", "finished",
         "request", "says_keep_alive", "since_ns", "started", "status",
@@ -236,7 +236,7 @@ class Exchange:
         self.body_sent = len(body)
         if self.body is not None:
             self.body.close()
-        connection.complete(self, not self._last, wire, b"", now)
+        connection.answer(self, not self._last, wire, now)
 
     def _last_words(self, head: Head) -> bytes:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""
@@ -253,7 +253,7 @@ class Exchange:
         self.body_sent = size
         if self.body is not None:
             self.body.close()
-        self._connection.complete(self, not self._last, wire, b"", now)
+        self._connection.answer(self, not self._last, wire, now)
 
     def leave(self) -> None:
         """Whatever the answer says, it is this connection's last."""

@@ -218,7 +218,7 @@ class Connection(Answering):
                 self._part(data)
                 return
             try:
-                request = daemon.parse(data if end == len(data) else data[:end])
+                request = daemon.parser.parse(data if end == len(data) else data[:end])
             except Rejected as rejected:
                 self._parsing = False
                 self._input = data  # so that we see what it was to be
