@@ -140,10 +140,10 @@ class Scoreboard:
         """
         slot = self.slot(number)
         value = int(slot[field])
-        if field in (Field.CONN_BUSY, Field.CONN_IDLE) and slot[Field.IN_REQUEST_SINCE_NS]:
-            if not slot[Field.CONN_BUSY] and slot[Field.CONN_OPEN]:
-                return 1 if field is Field.CONN_BUSY else max(0, value - 1)
-        return value
+        shown = slot[Field.CONN_BUSY] or not slot[Field.CONN_OPEN] or not slot[Field.IN_REQUEST_SINCE_NS]
+        if shown or field not in (Field.CONN_BUSY, Field.CONN_IDLE):
+            return value
+        return 1 if field is Field.CONN_BUSY else max(0, value - 1)
 
     def column(self, field: int) -> memoryview:
         """One field of all slots, indexed by slot: a view with strides of unsigned 64-bit integers.

@@ -70,7 +70,9 @@ class Alone(Connection):
                 wire, self._held = b"".join((*self._held, wire)), None
             try:
                 count = self.sock.send(wire, FLAGS)
-            except OSError:  # or there is no room: it is tried once more, by who knows what then is to be done
+            except (
+                OSError
+            ):  # or there is no room: it is tried once more, by who knows what then is to be done
                 self.complete(exchange, keep, wire, b"", now)
                 return
             self.sent += count

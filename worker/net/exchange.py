@@ -33,7 +33,7 @@ class Exchange:
     # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has
     # its default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
     __slots__ = (
-        "__dict__", "_connection", "_head", "_last", "body", "body_complete", "body_sent", "disconnected", "finished",
+        "__dict__", "_connection", "_head", "_last", "_whole", "body", "body_complete", "body_sent", "disconnected", "finished",
         "request", "says_keep_alive", "since_ns", "started", "status",
     )  # fmt: skip
     on_writable: Callable[[], None] | None = None
@@ -41,7 +41,6 @@ class Exchange:
     trailers = b""  # whole lines, behind the last chunk
     chunks = True  # False: what would go out in chunks is ended by the connection's end
     _left = -1  # bytes that Content-Length still promises; -1 = none promised
-    _whole = -1  # the body's length, if the application let us know it early
     _chunked = False
     _no_body = False
     _on_body: Callable[[bytes, bool], None] | None = None
@@ -61,6 +60,7 @@ class Exchange:
         self.disconnected = False
         self.says_keep_alive = False  # also where it goes without saying
         self._head: Head | None = None
+        self._whole = -1  # the body's length, if the application let us know it early
         self._last = False  # our answer said, or will say, Connection: close
 
     # -- the response -------------------------------------------------------------------
@@ -188,20 +188,24 @@ class Exchange:
     def _finish_plain(self, data: bytes) -> bool:
         """The usual case of :meth:`finish`: all of the body is here, and is as long as was said, if it was."""
         head = self._head
+        request = self.request
         size = len(data)
-        if head is None or self.request.method == "HEAD" or self._whole >= 0 or size > JOIN_BELOW:
+        if head is None or request.method == "HEAD" or self._whole >= 0 or size > JOIN_BELOW:
             return False
-        framing = b""
-        if head.length != size:
-            if not head.is_plain:
-                return False
-            framing = b"Content-Length: %d\r\n" % size
-        elif head.close or has_no_body(head.status):
+        if not head.is_plain and not (head.tells_length and head.length == size):
             return False
-        line = self._last_words(head)
         now = monotonic()
-        date = b"" if head.dated else self._connection.daemon.dates.line(now)
-        self._answer(b"".join((head.lines, date, framing, line, b"\r\n", data)), size, now)
+        connection = self._connection
+        daemon = connection.daemon
+        wire = head.whole(daemon.dates.line(now), size)
+        if (
+            not (request.keep_alive and request.version == "1.1" and self.body_complete)
+            or self._last
+            or daemon.closing
+            or self.says_keep_alive
+        ):
+            wire = b"%s%s\r\n" % (wire[:-2], self._last_words(head))
+        self._answer(wire + data, size, now)
         return True
 
     def respond(self, response: Response) -> None:
@@ -219,14 +223,13 @@ class Exchange:
             return
         connection = self._connection
         daemon = connection.daemon
+        line = b""
         if (
-            request.keep_alive
-            and request.version == "1.1"
-            and self.body_complete
-            and not (self._last or daemon.closing or self.says_keep_alive)
+            not (request.keep_alive and request.version == "1.1" and self.body_complete)
+            or self._last
+            or daemon.closing
+            or self.says_keep_alive
         ):
-            line = b""
-        else:
             line = self._last_words(head)
         now, dates = monotonic(), daemon.dates
         date = dates.current if now < dates.until else dates.line(now)
@@ -240,11 +243,7 @@ class Exchange:
 
     def _last_words(self, head: Head) -> bytes:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""
-        request = self.request
-        if self._last or not request.keep_alive or not self.body_complete or self._connection.daemon.closing:
-            self._last = self._is_last(head)
-        elif request.version == "1.1" and not self.says_keep_alive:
-            return b""
+        self._last = self._is_last(head)
         return self._connection_line()
 
     def _answer(self, wire: bytes, size: int, now: float) -> None:
