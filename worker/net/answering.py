@@ -67,7 +67,7 @@ class Answering(Moving):
             goes_on = (
                 keep and self._parsing and self._input and exchange.body_complete and daemon.moving is None
             )
-            if data and not (goes_on and self._another_follows(exchange) and self._hold(data)):
+            if data and (more or not (goes_on and self._another_follows(exchange) and self._hold(data))):
                 self._push(data, more)
             sent = self.sent
             sent, self._reported = sent - self._reported, sent

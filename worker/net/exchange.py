@@ -33,8 +33,8 @@ class Exchange:
     # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has
     # its default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
     __slots__ = (
-        "__dict__", "_connection", "_head", "_last", "_whole", "body", "body_complete", "body_sent", "disconnected", "finished",
-        "request", "says_keep_alive", "since_ns", "started", "status",
+        "__dict__", "_connection", "_head", "_last", "_whole", "body", "body_complete", "body_sent", "disconnected",
+        "finished", "request", "says_keep_alive", "since_ns", "started", "status",
     )  # fmt: skip
     on_writable: Callable[[], None] | None = None
     on_disconnect: Callable[[], None] | None = None
