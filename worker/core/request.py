@@ -7,6 +7,9 @@ Address = tuple[str, int] | None
 
 Header = tuple[bytes, bytes]
 
+TargetParts = tuple[bytes, str, bytes]
+"""Of a target in origin-form: the path as sent, the path decoded, and the query."""
+
 _HEX = {b"%02x" % i: bytes((i,)) for i in range(256)}
 _HEX |= {key.upper(): value for key, value in _HEX.items()}
 _HEX |= {bytes((a, b)): _HEX[bytes((a, b)).lower()] for a in b"abcdefABCDEF" for b in b"abcdefABCDEF"}
@@ -24,7 +27,7 @@ def unquote(raw: bytes) -> bytes:
     return b"".join(parts)
 
 
-def split_target(target: bytes) -> tuple[bytes, str, bytes]:
+def split_target(target: bytes) -> TargetParts:
     """The path as sent, the path decoded (UTF-8, or else Latin-1), and the query, of a target in origin-form."""
     path, _, query = target.partition(b"#")[0].partition(b"?")
     decoded = unquote(path)
@@ -48,7 +51,12 @@ class Request:
             applications read it from their exchange).  It is closed after the response.
     """
 
+    method: str
+    target: bytes
+    headers: list[Header]
     # Defaults on the class: storing each of them in each request would cost more than parsing.
+    version = "1.1"
+    keep_alive = True
     scheme = "http"
     peer: Address = None
     local: Address = None
@@ -57,18 +65,19 @@ class Request:
     length = 0  # of the body in bytes; -1 = chunked
     expects_continue = False
     offers_upgrade = False
-    _raw_path: bytes | None = None
+    _parts: TargetParts | None = None
 
     def __init__(
         self, method: str, target: bytes, version: str = "1.1", headers: list[Header] | None = None
     ) -> None:
         self.method = method
         self.target = target
-        self.version = version
-        self.headers: list[Header] = [] if headers is None else headers
-        self.keep_alive = version == "1.1"
+        self.headers = [] if headers is None else headers
+        if version != "1.1":
+            self.version = version
+            self.keep_alive = False
 
-    def _split(self) -> None:
+    def _split(self) -> TargetParts:
         target = self.target
         if target[:1] not in (b"/", b"*"):  # absolute-form: RFC 9112 §3.2.2
             start = target.find(b"/", target.find(b"://") + 3)
@@ -77,7 +86,8 @@ class Request:
                 target = b"/" if query < 0 else b"/" + target[query:]
             else:
                 target = target[start:]
-        self._raw_path, self._path, self._query = split_target(target)
+        self._parts = split_target(target)
+        return self._parts
 
     @property
     def asks_keep_alive(self) -> bool:
@@ -88,23 +98,17 @@ class Request:
     @property
     def raw_path(self) -> bytes:
         """The path as sent, without the query."""
-        if self._raw_path is None:
-            self._split()
-        return self._raw_path  # type: ignore[return-value]
+        return (self._parts or self._split())[0]
 
     @property
     def path(self) -> str:
         """The path, percent-decoded, as UTF-8 or else as Latin-1."""
-        if self._raw_path is None:
-            self._split()
-        return self._path
+        return (self._parts or self._split())[1]
 
     @property
     def query(self) -> bytes:
         """What follows the first ``?``, as sent."""
-        if self._raw_path is None:
-            self._split()
-        return self._query
+        return (self._parts or self._split())[2]
 
     def header(self, name: str, default: str = "") -> str:
         """The first value of that name, case-insensitively, as Latin-1."""
