@@ -32,7 +32,7 @@ DECIDING = frozenset(
         b"proxy-connection",
     )
 )
-_SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))  # not to stay in memory
+SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))  # not to stay in memory
 # translate() changes each control character but HTAB.  It is fastest so, and gives the same object if there is none.
 _NO_CONTROL = bytes(i ^ 1 if (i < 32 and i != 9) or i == 127 else i for i in range(256))
 _new = Request.__new__  # __init__ would cost half of what parsing does
@@ -74,7 +74,7 @@ class _Fields(dict[bytes, Header]):
                 known = self._deciding
                 if line in known:
                     return header
-        elif lower in _SECRET:
+        elif lower in SECRET:
             self.is_new = True
             return header
         self.is_new = True
@@ -153,7 +153,14 @@ class HeadMemo:
         elif size <= _LONGEST and not (request.expects_continue or request.offers_upgrade):
             _make_room(self._heads)
             usual = request.keep_alive and not request.length
-            self._heads[head] = *line, headers.copy(), None if usual else (request.length, request.keep_alive)
+            raw_path, path, query, _ = line[2]
+            self._heads[head] = (
+                line[0],
+                line[1],
+                (raw_path, path, query, {}),
+                headers.copy(),
+                None if usual else (request.length, request.keep_alive),
+            )
         return request
 
     def _decided(self, request: Request, first: bytes, host: Header | None) -> bool:

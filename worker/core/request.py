@@ -1,14 +1,15 @@
 """One request, as an application sees it."""
 
-from typing import IO
+from typing import IO, Any
 
 Address = tuple[str, int] | None
 """A peer's or our own (host, port); None on a unix socket."""
 
 Header = tuple[bytes, bytes]
 
-TargetParts = tuple[bytes, str, bytes]
-"""Of a target in origin-form: the path as sent, the path decoded, and the query."""
+TargetParts = tuple[bytes, str, bytes, dict[str, Any] | None]
+"""Of a target in origin-form: the path as sent, the path decoded, and the query.  And, if all of the head came
+before, a place for what an application's interface makes of it, shared by all requests with this very head."""
 
 _HEX = {b"%02x" % i: bytes((i,)) for i in range(256)}
 _HEX |= {key.upper(): value for key, value in _HEX.items()}
@@ -28,13 +29,13 @@ def unquote(raw: bytes) -> bytes:
 
 
 def split_target(target: bytes) -> TargetParts:
-    """The path as sent, the path decoded (UTF-8, or else Latin-1), and the query, of a target in origin-form."""
+    """Of a target in origin-form; its path is UTF-8, or else Latin-1."""
     path, _, query = target.partition(b"#")[0].partition(b"?")
     decoded = unquote(path)
     try:
-        return path, decoded.decode(), query
+        return path, decoded.decode(), query, None
     except UnicodeDecodeError:
-        return path, decoded.decode("latin-1"), query
+        return path, decoded.decode("latin-1"), query, None
 
 
 class Request:
