@@ -21,9 +21,6 @@ _Kept = tuple[Address, str, bool, Environ]
 """Our address, the scheme and whether we run in the loop's thread, as they were, and what a head's environ was."""
 
 _KEYS: dict[bytes, str] = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
-SECRET = frozenset(
-    (b"authorization", b"cookie", b"proxy-authorization")
-)  # their values are not to stay in memory
 _MOST_KEYS = 1000
 _LONGEST_KEY = 100
 _LONGEST_VALUE = 256
