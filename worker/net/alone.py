@@ -30,7 +30,7 @@ class Alone(Connection):
             Connection.ready(self, events)
             return
         request = daemon.parser.memo.recall(data)
-        if request is None:
+        if request is None or request.length:
             if data:
                 self._take(data)
             else:
