@@ -91,7 +91,7 @@ class Worker:
         self._pidfd = parts.pidfd
         self._deadline = Deadline(house.loop, self._on_deadline)
         self._prober: Prober | None = None
-        self.lanes = WorkerLanes(house, self.id, lane, self._send, self._moved)
+        self.lanes = WorkerLanes(house, self.id, lane, self._wire.tell, self._moved)
         self._asked_to_leave = False
         self._hurried = False  # told to end at once
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
@@ -305,10 +305,10 @@ class Worker:
 
     # -- events -------------------------------------------------------------------------
 
-    def on_message(self, message: msg.Message) -> None:
+    def on_message(self, message: msg.Message, re: int | None) -> None:
         self.copy_output()
         if isinstance(message, msg.HandedOver):
-            self.lanes.handed_over(message)
+            self.lanes.handed_over(message, re)
             return
         event = _WORDS.get(type(message))
         if event is None:

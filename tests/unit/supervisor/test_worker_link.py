@@ -423,6 +423,42 @@ def test_quiesce_brings_both_ends_and_is_over_when_it_says_that_it_has_handed_ov
     assert stage.worker.lanes.said == (5, 2)
 
 
+def test_the_answer_to_an_order_that_was_overtaken_ends_no_wait(stage: Stage) -> None:
+    """Set aside, stuck on a full lane, then sent elsewhere: it answers the first order when it hears the second."""
+    quiesced(stage)
+    first = stage.channel.receive()
+    other = stage.lanes.make("r2")
+    assert other is not None and first is not None
+    stage.worker.redirect(other.key)
+    second = stage.channel.receive()
+    assert second is not None and isinstance(second.message, msg.Quiesce)
+    for fd in first.fds + second.fds:
+        os.close(fd)
+    stage.channel.send(msg.HandedOver(5, 2), re=first.seq)
+    stage.channel.send(msg.Quiesced(2), re=second.seq)
+    stage.until(lambda: "moved=5" in stage.text())
+    assert stage.worker.moving and stage.worker.lanes.said is None
+    stage.channel.send(msg.HandedOver(2, 0), re=second.seq)
+    stage.until(lambda: not stage.worker.moving)
+    assert stage.worker.lanes.said == (2, 0)
+
+
+def test_what_an_order_without_a_lane_answers_is_not_what_the_one_before_has_moved(stage: Stage) -> None:
+    quiesced(stage)
+    first = stage.channel.receive()
+    assert first is not None
+    for fd in first.fds:
+        os.close(fd)
+    stage.channel.send(msg.HandedOver(5, 2), re=first.seq)
+    stage.until(lambda: not stage.worker.moving)
+    stage.worker.redirect("")
+    second = stage.channel.receive()
+    assert second is not None
+    stage.channel.send(msg.HandedOver(0, 2), re=second.seq)
+    stage.until(lambda: "moved=0" in stage.text())
+    assert stage.worker.lanes.said == (5, 2)
+
+
 def test_a_lane_that_somebody_does_not_read_is_not_named(stage: Stage) -> None:
     stage.readers = (2, 0)
     quiesced(stage)
