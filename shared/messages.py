@@ -79,6 +79,16 @@ class HandedOver(NamedTuple):
     left: int = 0  # connections that are still here
 
 
+class ReplaceMe(NamedTuple):
+    """Somebody wants this worker to leave: put another one in its place.  It serves on, and is told when to drain.
+
+    Answered by ``replacing``.  Without that answer nobody may be there, or one who does not know the word: then it
+    leaves by itself.
+    """
+
+    why: str = "SIGTERM"  # the signal that it was sent
+
+
 class Failed(NamedTuple):
     """The worker cannot serve.  It exits after this."""
 
@@ -200,6 +210,11 @@ class Drain(NamedTuple):
     readers: int = 0
 
 
+class Replacing(NamedTuple):
+    """Answer to ``replace-me``: it is written down, and a supervisor that takes over will know.  `drain` follows when
+    the other worker accepts."""
+
+
 class Shutdown(NamedTuple):
     """Leave: a normal interpreter exit, bounded by ``exit_timeout_s``."""
 
@@ -211,9 +226,9 @@ class Unknown(NamedTuple):
 
 
 Message = (
-    Hello | Ready | Accepting | Quiesced | Resumed | HandedOver | Drained | Failed
+    Hello | Ready | Accepting | Quiesced | Resumed | HandedOver | Drained | ReplaceMe | Failed
     | Identify | Configure | Listen | Unlisten | UseScoreboard | UseLog | UseLane | Probe
-    | Accept | Quiesce | Shed | Resume | Drain | Shutdown | Unknown
+    | Accept | Quiesce | Shed | Resume | Drain | Replacing | Shutdown | Unknown
 )  # fmt: skip
 
 # The word on the wire.  A table and not the class's name: a class may be renamed, a word may not.
@@ -225,6 +240,7 @@ WORDS: dict[str, type[Any]] = {
     "resumed": Resumed,
     "handed-over": HandedOver,
     "drained": Drained,
+    "replace-me": ReplaceMe,
     "failed": Failed,
     "identify": Identify,
     "configure": Configure,
@@ -239,6 +255,7 @@ WORDS: dict[str, type[Any]] = {
     "shed": Shed,
     "resume": Resume,
     "drain": Drain,
+    "replacing": Replacing,
     "shutdown": Shutdown,
 }
 WORD_OF: dict[type[Any], str] = {cls: word for word, cls in WORDS.items()}

@@ -125,6 +125,7 @@ class Crew:
         self.remake: Callable[[Generation], Recipe] = lambda generation: (
             generation.recipe
         )  # a broken one, anew
+        self.on_wish: Callable[[Worker], None] = lambda worker: None  # a worker asks to be replaced
         self.next_number: dict[str, int] = {}  # by release: a worker's name is never used twice
         self._spawner = Spawner()
         self._on_change = on_change
@@ -209,6 +210,7 @@ class Crew:
 
     def _add(self, generation: Generation, worker: Worker) -> Worker:
         worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)
+        worker.on_wish = lambda w: self.on_wish(w)
         generation.workers[worker.number] = worker
         if self._trial_watch is None:
             self._watch_trials()

@@ -92,6 +92,7 @@ class Service:
         self.ids = history.used_ids()
         self._waiters = Waiters()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers)
+        self.crew.on_wish = self.upkeep.replace_at_its_wish
 
     @property
     def settings(self) -> Settings:
@@ -409,6 +410,7 @@ class Service:
             self._tell_runs(generation, worker)
             self._tend(generation, worker, old, new)
         if new is WorkerState.REAPED:
+            self.upkeep.replaced.discard(worker.id)
             self._forget_if_empty(generation)
         self._waiters.look()
         self.changed()

@@ -83,6 +83,7 @@ class Worker:
         self._speaks = (msg.PROTOCOL, msg.OLDEST_PROTOCOL)  # until its hello
         self.interface = ""
         self.watcher: Watcher = lambda worker, old, new: None
+        self.on_wish: Callable[[Worker], None] = lambda worker: None  # it asks to be replaced
         self.connections_cut = 0
         self._house = house
         self._terms = terms
@@ -93,6 +94,7 @@ class Worker:
         self._prober: Prober | None = None
         self.lanes = WorkerLanes(house, self.id, lane, self._wire.tell, self._moved)
         self._asked_to_leave = False
+        self._wishes_to_go = False
         self._hurried = False  # told to end at once
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         if self._pidfd >= 0:
@@ -310,6 +312,10 @@ class Worker:
         if isinstance(message, msg.HandedOver):
             self.lanes.handed_over(message, re)
             return
+        if isinstance(message, msg.ReplaceMe):
+            self._wishes_to_go = True
+            self.on_wish(self)
+            return
         event = _WORDS.get(type(message))
         if event is None:
             word = message.type if isinstance(message, msg.Unknown) else type(message).__name__
@@ -353,7 +359,8 @@ class Worker:
     def _gone(self, how: Ended) -> None:
         # What it said just before it died may still lie in the channel.
         self._wire.read()
-        if not self._asked_to_leave and not self.failure:
+        as_it_wished = self._wishes_to_go and how.status == WorkerExit.OK
+        if not self._asked_to_leave and not self.failure and not as_it_wished:
             self._lost(self._why_it_ended(how))
         elif how.signal and not self.failure and (count := self.counter(Field.CONN_OPEN)):
             self._house.log.warning(

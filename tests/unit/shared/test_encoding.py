@@ -102,6 +102,11 @@ PROTOCOL_1: list[tuple[bytes, Packet]] = [
         b'{"v":1,"type":"handed-over","seq":15,"moved":500,"left":3}',
         Packet(messages.HandedOver(500, 3), 15, None, 0, 1),
     ),
+    (
+        b'{"v":1,"type":"replace-me","seq":16,"why":"SIGTERM"}',
+        Packet(messages.ReplaceMe("SIGTERM"), 16, None, 0, 1),
+    ),
+    (b'{"v":1,"type":"replacing","seq":17}', Packet(messages.Replacing(), 17, None, 0, 1)),
     (b'{"v":1,"type":"shutdown","seq":10}', Packet(messages.Shutdown(), 10, None, 0, 1)),
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ turned_before_s: its slot says that its loop turned so long ago, for the last ti
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -58,6 +59,7 @@ class StandIn:
         self.say(hello, re)
 
     def run(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.say(msg.ReplaceMe()))
         self.hello()
         while True:
             target = self.target[0] if self.target else ""

@@ -539,6 +539,23 @@ def test_what_goes_with_one_that_was_leaving_is_in_the_log(stage: Stage) -> None
     assert not stage.worker.failure and "connections lost with a worker that was leaving" in stage.text()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_one_that_was_told_to_go_and_went_by_itself_is_not_lost(stage: Stage, killed: bool) -> None:
+    """Somebody insisted; but what kills it on its way is a loss like any other."""
+    wishes: list[Worker] = []
+    stage.worker.on_wish = wishes.append
+    stage.up()
+    stage.channel.send(msg.ReplaceMe())
+    stage.until(lambda: wishes == [stage.worker])
+    assert stage.worker.state is State.ACCEPTING
+    if killed:
+        signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    else:
+        stage.end_process()
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert bool(stage.worker.failure) is killed
+
+
 class Successor(Stage):
     """The same process and the same ends of its socket, in the hands of another supervisor."""
 
