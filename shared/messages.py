@@ -208,6 +208,9 @@ class Drain(NamedTuple):
     lane: str = ""  # as with `quiesce`; without one nothing is handed over any more
     lane_version: int = 0
     readers: int = 0
+    idle_s: float = (
+        0.0  # connections without a request are ended after so long; 0: they have ``timeout_s`` as well
+    )
 
 
 class Replacing(NamedTuple):

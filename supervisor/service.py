@@ -476,7 +476,10 @@ class Service:
     # -- stopping --------------------------------------------------------------------------------
 
     def stop(self, *, now: bool) -> None:
-        """Let every worker finish (``now``: as fast as is polite) and leave; then ``on_gone``."""
+        """Let every worker finish (``now``: as fast as is polite) and leave; then ``on_gone``.
+
+        Requests under way have ``drain_timeout``; who asks nothing is not waited for.
+        """
         wish = Stopping.FAST if now else Stopping.GRACEFUL
         if wish.value <= self.stopping.value:
             return
@@ -493,7 +496,10 @@ class Service:
         for worker in list(self.crew):
             self.crew.hand_over.aim(worker, Why.STOPPED)
             fast = now or (left and not worker.counter(Field.CONN_BUSY))
-            worker.ask(WorkerEvent.LEAVE_ASKED if fast else WorkerEvent.DRAIN_ASKED)
+            if fast:
+                worker.ask(WorkerEvent.LEAVE_ASKED)
+            else:
+                worker.finish()
         self.changed()
         if self.crew.all_gone():
             self.loop.call_soon(self._all_gone)

@@ -38,6 +38,7 @@ QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` i
 ANSWER_S = 5.0  # for words whose lateness costs nothing
 DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
 EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
+STOP_IDLE_S = 1.0  # so long a connection without a request may still begin one when the instance stops
 
 
 _WORDS: dict[type, Event] = {
@@ -96,6 +97,7 @@ class Worker:
         self._asked_to_leave = False
         self._wishes_to_go = False
         self._hurried = False  # told to end at once
+        self._idle_s = 0.0  # of its next `drain`
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         if self._pidfd >= 0:
             house.loop.watch(self._pidfd, self._on_exit)
@@ -236,6 +238,12 @@ class Worker:
             self._asked_to_leave = True
         self._hurried = self._hurried or event is Event.LEAVE_ASKED
         self._handle(event)
+
+    def finish(self) -> None:
+        """The instance stops: nobody is left who could have its connections, so those that ask nothing are ended."""
+        self._idle_s = STOP_IDLE_S
+        drains = self.state is State.DRAINING and not self._hurried
+        self.ask(Event.LANE_ASKED if drains else Event.DRAIN_ASKED)
 
     def redirect(self, target: str) -> None:
         """What it has shall go into another lane than it was told before; "": it shall stay."""
@@ -475,9 +483,13 @@ class Worker:
             except ProcessLookupError:
                 pass  # it is a zombie already; the reaper comes
 
+    def _send_drain(self) -> None:
+        self.lanes.order(msg.Drain(self._terms.drain_timeout_s, idle_s=self._idle_s))
+
     def _send_drain_rest(self) -> None:
         rest = self._deadline.rest(DRAIN_GRACE_S)
-        self.lanes.order(msg.Drain(self._terms.drain_timeout_s if rest is None else rest))
+        timeout_s = self._terms.drain_timeout_s if rest is None else rest
+        self.lanes.order(msg.Drain(timeout_s, idle_s=self._idle_s))
 
     def _send_accept(self) -> None:
         self.lanes.tell()
@@ -504,7 +516,7 @@ _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.SEND_ACCEPT: Worker._send_accept,
     Action.SEND_QUIESCE: Worker._send_quiesce,
     Action.SEND_RESUME: Worker._send_resume,
-    Action.SEND_DRAIN: lambda w: w.lanes.order(msg.Drain(w._terms.drain_timeout_s)),
+    Action.SEND_DRAIN: Worker._send_drain,
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
     Action.SEND_DRAIN_REST: Worker._send_drain_rest,
     Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),

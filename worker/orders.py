@@ -20,6 +20,7 @@ from quiesce.worker.core.standing import Action, Event, State, step
 from quiesce.worker.daemon import Daemon
 from quiesce.worker.inbox import Inbox, one, sockets_of, target_of
 from quiesce.worker.loops.base import READ, WRITE, Loop, Timer
+from quiesce.worker.net.idlers import end_idle
 from quiesce.worker.net.lane_writer import Target
 from quiesce.worker.proctitle import ProcTitle
 from quiesce.worker.supervisor_link import Link, complain
@@ -77,6 +78,8 @@ class Orders:
         self._drain_timeout_s = conf.drain_timeout_s
         self._drain_seq: int | None = None
         self._drain_until = inf
+        self._idle_s = 0.0  # 0: connections without a request have until then, too
+        self._idle_timer: Timer | None = None
         self._target: Target | None = None  # of the order that is being obeyed
         self._has_accepted = False
         self._watches_write = False
@@ -293,6 +296,7 @@ class Orders:
         assert isinstance(incoming.message, msg.Drain)
         self._drain_timeout_s = max(0.0, incoming.message.timeout_s)
         self._drain_seq = incoming.seq
+        self._idle_s = max(0.0, incoming.message.idle_s)
         self._handle_with_lane(Event.DRAIN, incoming.message, incoming)
 
     def _handle_with_lane(self, event: Event, message: msg.Quiesce | msg.Drain, incoming: Incoming) -> None:
@@ -337,6 +341,7 @@ class Orders:
         elif action is Action.DRAIN:
             self._drain_until = self._loop.now() + self._drain_timeout_s
             daemon.drain(self._drain_timeout_s, self._on_empty)
+            self._end_idle_later()
         elif action is Action.LEAVE:
             self._leave()
         elif action is Action.SAY_READY:
@@ -355,6 +360,18 @@ class Orders:
 
     def _on_empty(self) -> None:
         self._handle(Event.EMPTY)
+
+    def _end_idle_later(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._idle_s:
+            self._idle_timer = self._loop.call_at(self._loop.now() + self._idle_s, self._end_idle)
+
+    def _end_idle(self) -> None:
+        if self._daemon.draining:
+            end_idle(self._daemon)
+            self._end_idle_later()  # one that has sent an empty line, or comes by a lane that has not ended yet
 
     def _leave(self) -> None:
         """Let go of every connection, end the application, stop the loop."""

@@ -123,6 +123,8 @@ def test_what_was_added_to_protocol_1_since() -> None:
     assert decode(encode(Packet(hello, 9, 4))).message == hello
     conf = Configure("shop", "r42", "v2", "r42/1", "shop", "auto", "/srv", 4, 30, 5.0, ready_path="/ready")
     assert decode(encode(Packet(conf, 4))).message == conf
+    drain = Drain(30.0, idle_s=1.0)
+    assert decode(encode(Packet(drain, 5))).message == drain
 
 
 def test_every_word_of_protocol_1_is_among_them() -> None:

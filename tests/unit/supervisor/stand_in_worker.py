@@ -27,7 +27,7 @@ from quiesce.shared.fdpass import close_all, recv_fds, send_fds
 from quiesce.shared.scoreboard import Field, Scoreboard
 
 PACKET = 16
-TOLD = ("lane", "readers", "lane_version", "names", "most")
+TOLD = ("lane", "readers", "lane_version", "names", "most", "idle_s")
 
 
 class StandIn:

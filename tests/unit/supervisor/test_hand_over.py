@@ -9,7 +9,7 @@ import pytest
 
 from quiesce.shared import messages as msg
 from quiesce.shared.scoreboard import Field
-from quiesce.supervisor import upkeep, worker_lanes
+from quiesce.supervisor import upkeep, worker_lanes, worker_link
 from quiesce.supervisor.core.lifecycle import State
 from unit.supervisor.house import House
 
@@ -326,6 +326,18 @@ def test_stop_ends_the_lanes_first_and_names_none(house: House) -> None:
     for worker in ("r1/1", "r1/2"):
         assert house.last(worker, "drain")["lane"] == "" and house.eof(worker, lane)
     assert "connections lost" not in house.log()
+
+
+def test_only_where_nobody_is_left_idle_connections_are_not_waited_for(house: House) -> None:
+    house.start(house.release("v1", holds=3, mute=["drained"]), workers=1)
+    house.did("upgrade", release=str(house.release("v2")), bake=0)
+    assert house.last("r1/1", "drain")["idle_s"] == 0, "the new ones have them"
+    house.did("scale", workers=1)
+    house.service.stop(now=False)
+    assert house.last("r2/1", "drain")["idle_s"] == worker_link.STOP_IDLE_S
+    house.until(lambda: house.last("r1/1", "drain")["idle_s"] == worker_link.STOP_IDLE_S)
+    drains = house.heard("r1/1", "drain")
+    assert len(drains) == 2 and drains[-1]["lane"] == "", "one that drained already is told again"
 
 
 def test_what_lies_in_a_lane_at_the_end_is_closed_and_said(house: House) -> None:

@@ -215,6 +215,41 @@ def test_an_orphan_finishes_what_it_accepted_and_leaves(site: Site, how: str) ->
         assert supervisor.wait() == WorkerExit.OK
 
 
+def test_a_drain_that_says_so_waits_for_requests_only(site: Site) -> None:
+    with FakeSupervisor(site(WSGI)) as supervisor:
+        supervisor.start("shop")
+        supervisor.accept()
+        with supervisor.connect() as idle, supervisor.connect() as blank, supervisor.connect() as half:
+            for client in (idle, blank, half):
+                assert ask(client).status == 200
+            blank.sendall(b"\r")  # of an empty line, or of a head: nobody knows yet
+            half.sendall(request()[:9])
+            wait_for(lambda: supervisor.board.slot(3)[Field.CONN_BUSY] == 2)
+            seq = supervisor.send(msg.Drain(10 * PATIENCE_S, idle_s=0.05))
+            assert idle.recv(1) == b""
+            blank.sendall(b"\n")
+            assert blank.recv(1) == b"", "it is looked at more than once"
+            half.sendall(request()[9:])
+            assert read_answer(half).headers["connection"] == "close"
+        supervisor.expect(msg.Drained, re=seq)
+        assert supervisor.shutdown() == WorkerExit.OK
+
+
+def test_resumed_it_ends_nobody(site: Site) -> None:
+    with FakeSupervisor(site(WSGI)) as supervisor:
+        supervisor.start("shop")
+        supervisor.accept()
+        with supervisor.connect() as client:
+            assert ask(client).status == 200
+            supervisor.send(msg.Drain(10 * PATIENCE_S, idle_s=0.05))
+            supervisor.expect(msg.Resumed, re=supervisor.send(msg.Resume()))
+            client.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(PATIENCE_S)
+            assert ask(client).status == 200
+
+
 @pytest.mark.slow
 def test_sigterm_past_the_drain_s_deadline_is_the_end(site: Site) -> None:
     text = (
