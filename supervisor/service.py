@@ -432,7 +432,7 @@ class Service:
         if new is WorkerState.REAPED:
             self.upkeep.buried(generation, worker)
         elif new is WorkerState.DRAINING:
-            self.upkeep.plan()  # it leaves unasked (SIGTERM from somebody else): its successor starts now
+            self.upkeep.leaves(generation, worker)
 
     def _say_lost(self, generation: Generation, worker: Worker) -> None:
         self.log.error("worker lost", worker=worker.id, pid=worker.pid, reason=worker.failure)

@@ -74,6 +74,12 @@ class Upkeep:
         elif new is WorkerState.QUIESCED:
             self._send_replaced()  # the successor of one that is held
 
+    def leaves(self, generation: Generation, worker: Worker) -> None:
+        """A worker of the serving release drains: unasked, and then it is dying most often, or on our word."""
+        if not worker.asked_to_leave:
+            self._vacate(generation, worker, died=True)
+        self.plan()
+
     def buried(self, generation: Generation, worker: Worker) -> None:
         """A worker of the serving release is gone: make up for it, sooner or later."""
         if worker.failure:
@@ -81,6 +87,7 @@ class Upkeep:
         self.plan()
 
     def _after_death(self, generation: Generation, worker: Worker) -> None:
+        self._vacate(generation, worker, died=True)
         now = self._loop.now()
         lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
         verdict = backoff.after_death(generation.backoff, now, lived)
@@ -91,6 +98,13 @@ class Upkeep:
                 f"one because {worker.failure}; quiesce goes on trying, every {backoff.MAX_DELAY_S:.0f} s in the end; "
                 "deploy a fix with `quiesce upgrade` or go back with `quiesce rollback`"
             )
+
+    @staticmethod
+    def _vacate(generation: Generation, worker: Worker, *, died: bool) -> None:
+        """Its place is free for another one, if it is not another one's already."""
+        if not worker.has_left_place:
+            worker.has_left_place = True
+            generation.vacancies.append(worker.restarts + died)
 
     # -- all of them --------------------------------------------------------------------
 
@@ -103,6 +117,8 @@ class Upkeep:
         members = [Member(w.number, w.state) for w in generation if w.id not in self.replaced]
         plan = fleet.plan(self.wanted, members, now, generation.backoff.not_before)
         self._retire([generation.workers[number] for number in plan.retire])
+        if not plan.spawn and plan.wake_at is None:
+            generation.vacancies.clear()  # no place is left that nobody has
         if plan.spawn > SPAWNS_A_TURN:  # the loop has others to serve, the watchdog among them
             self._loop.call_at(now, self.plan)
         for _ in range(min(plan.spawn, SPAWNS_A_TURN)):
@@ -223,6 +239,9 @@ class Upkeep:
 
     def _make_room_for_successor(self, worker: Worker) -> None:
         self.replaced.add(worker.id)
+        serving = self._owner.serving
+        if serving is not None and serving.workers.get(worker.number) is worker:
+            self._vacate(serving, worker, died=False)
         self._owner.save()
         self.plan()
 

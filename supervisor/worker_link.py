@@ -80,6 +80,8 @@ class Worker:
         self.state = State.SPAWNED
         self.since = house.loop.now()
         self.accepting_since: float | None = None
+        self.restarts = 0  # how many before it, one after another, have died in its place
+        self.has_left_place = False  # to a successor
         self.threads = 0
         self._speaks = (msg.PROTOCOL, msg.OLDEST_PROTOCOL)  # until its hello
         self.interface = ""
@@ -94,7 +96,7 @@ class Worker:
         self._deadline = Deadline(house.loop, self._on_deadline)
         self._prober: Prober | None = None
         self.lanes = WorkerLanes(house, self.id, lane, self._wire.tell, self._moved)
-        self._asked_to_leave = False
+        self.asked_to_leave = False
         self._wishes_to_go = False
         self._hurried = False  # told to end at once
         self._idle_s = 0.0  # of its next `drain`
@@ -149,10 +151,11 @@ class Worker:
             protocol=self._speaks[0],
             oldest_protocol=self._speaks[1],
             on_trial=self._evidence.on_trial,
-            asked_to_leave=self._asked_to_leave,
+            asked_to_leave=self.asked_to_leave,
             failure=self.failure,
             detail=self.detail[-MAX_KEPT_DETAIL_CHARS:],
             cut=self.connections_cut,
+            restarts=self.restarts,
         )
         self.lanes.record(record)
         return record
@@ -164,9 +167,9 @@ class Worker:
         self._speaks = record.protocol, record.oldest_protocol
         evidence = self._evidence
         evidence.failure, evidence.detail, evidence.on_trial = record.failure, record.detail, record.on_trial
-        self.connections_cut = record.cut
+        self.connections_cut, self.restarts = record.cut, record.restarts
         self._deadline.recall(record.deadline, record.waited_since)
-        self._asked_to_leave = record.asked_to_leave
+        self.asked_to_leave = record.asked_to_leave
         self.lanes.recall(record)
 
     def take_over(self) -> None:
@@ -217,7 +220,7 @@ class Worker:
     def _retire(self, why: str) -> None:
         """We cannot talk to it, but it must not be left alone: without a channel it finishes what it has and leaves."""
         self._house.log.warning("worker is retired", worker=self.id, pid=self.pid, reason=why)
-        self._asked_to_leave = True
+        self.asked_to_leave = True
         self.on_wire_lost()
 
     def on_stale(self, message: msg.Message) -> None:
@@ -235,7 +238,7 @@ class Worker:
     def ask(self, event: Event) -> None:
         """Give it an event that a rollout, the fleet or a command asks for."""
         if event in (Event.LEAVE_ASKED, Event.DRAIN_ASKED):
-            self._asked_to_leave = True
+            self.asked_to_leave = True
         self._hurried = self._hurried or event is Event.LEAVE_ASKED
         self._handle(event)
 
@@ -265,7 +268,7 @@ class Worker:
     def fail(self, why: str) -> None:
         """Kill it for a fault that was observed from outside (a stalled loop)."""
         self._lost(why)
-        self._asked_to_leave = False
+        self.asked_to_leave = False
         self._signal(signal.SIGKILL)
 
     def probe_again(self, done: Callable[[Verdict], None]) -> Prober:
@@ -368,7 +371,7 @@ class Worker:
         # What it said just before it died may still lie in the channel.
         self._wire.read()
         as_it_wished = self._wishes_to_go and how.status == WorkerExit.OK
-        if not self._asked_to_leave and not self.failure and not as_it_wished:
+        if not self.asked_to_leave and not self.failure and not as_it_wished:
             self._lost(self._why_it_ended(how))
         elif how.signal and not self.failure and (count := self.counter(Field.CONN_OPEN)):
             self._house.log.warning(
