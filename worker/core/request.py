@@ -1,5 +1,6 @@
 """One request, as an application sees it."""
 
+from io import BytesIO
 from typing import IO
 
 Address = tuple[str, int] | None
@@ -44,15 +45,15 @@ class Request:
         headers: ``(name, value)`` in order, names in lower case, values without surrounding white space.
         scheme: ``"http"`` or ``"https"``.
         peer, local: Both ends of the connection, None on a unix socket.
-        file: The body, a binary file at its beginning, or None where it is not there (streaming
-            applications read it from their exchange).  It is closed after the response.
     """
 
     # Defaults on the class: storing each of them in each request would cost more than parsing.
     scheme = "http"
     peer: Address = None
     local: Address = None
-    file: IO[bytes] | None = None
+    # The engine's: a body that is in memory, and one that is in a file, or was asked for as one.
+    content: bytes | None = None
+    opened: IO[bytes] | None = None
     # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
     length = 0  # of the body in bytes; -1 = chunked
     expects_continue = False
@@ -114,19 +115,32 @@ class Request:
                 return value.decode("latin-1")
         return default
 
+    @property
+    def file(self) -> IO[bytes] | None:
+        """The body, a binary file at its beginning, or None where it is not there (streaming applications read it
+        from their exchange).  It is closed after the response.
+        """
+        if self.opened is None and self.content is not None:
+            self.opened = BytesIO(self.content)  # which shares the bytes
+        return self.opened
+
     def read(self, size: int = -1) -> bytes:
         """Read on in the body; ``b""`` at its end."""
-        return b"" if self.file is None else self.file.read(size)
+        file = self.file
+        return b"" if file is None else file.read(size)
 
     @property
     def body(self) -> bytes:
         """The whole body in memory, however much of it was read before."""
-        if self.file is None:
+        if self.content is not None:
+            return self.content
+        file = self.opened
+        if file is None:
             return b""
-        position = self.file.tell()
-        self.file.seek(0)
-        data = self.file.read()
-        self.file.seek(position)
+        position = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(position)
         return data
 
     def __repr__(self) -> str:

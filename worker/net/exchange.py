@@ -7,7 +7,7 @@ in the application's place (408, 503), everything here goes on working and does 
 import os
 from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
@@ -24,14 +24,12 @@ class Exchange:
     """Attributes for applications:
 
     request: The request.
-    body: The whole body, a binary file at 0, for applications that do not stream it; closed after the response.
     disconnected: Nothing that is written reaches anybody.
     on_writable: Called in the loop's thread when the queue has fallen to ``limits.low_water``.
     on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
     """
 
     # Defaults on the class: most requests change few of them, and storing twenty costs a microsecond.
-    body: IO[bytes] | None = None
     since_ns = 0  # when the head was complete, CLOCK_MONOTONIC
     status = 0  # 0 = start() was not called
     started = False  # bytes of the head are out
@@ -231,8 +229,8 @@ class Exchange:
         """Send a whole response."""
         self.started = self.finished = True
         self.body_sent = size
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
         self._connection.complete(self, not self._last, wire, b"", now)
 
     def leave(self) -> None:
@@ -397,13 +395,13 @@ class Exchange:
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
         self.finished = True
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
         self._connection.complete(self, not self._last, data, more)
 
     def _close_body(self) -> None:
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
 
     def _complain(self, what: str, exc: BaseException | None = None) -> None:
         daemon = self._connection.daemon
