@@ -41,6 +41,8 @@ _AHEAD = 64 * 1024  # of pipelined input that is read while an application works
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _AGAIN = (BlockingIOError, InterruptedError)
 
+_UNWATCHED = READ | 1 << 30  # it will be read, but the loop has not been told of it
+
 _WITH_BODY = (BODY, STREAMING, SKIPPING)
 
 
@@ -79,9 +81,23 @@ class Connection(Answering):
         self._judged = 0  # bytes of a head that is not complete
         self._rested = 0.0  # when we last ceased to read
         self._unread = 0  # bytes that were thrown away
-        self._events = READ
+        self._events = _UNWATCHED
 
     # -- readiness ------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Serve it from its first byte on, which may be there already.
+
+        Who is answered now and leaves needs no place in the loop's set, and no timer.
+        """
+        if self.state is FRESH:
+            allowed = self.daemon.limits.header_timeout
+            self._deadline = monotonic() + allowed if allowed else inf
+            self.ready(READ)
+        if not self.closed:
+            self.update_interest()
+            if self._timer is None:
+                self._look_at(self._deadline, monotonic())
 
     def ready(self, events: int) -> None:
         """The loop's callback.  May come once more than is true."""
@@ -187,8 +203,11 @@ class Connection(Answering):
         if wanted != self._events:
             if (wanted ^ self._events) & READ:
                 self._rest(not wanted & READ)
+            if self._events == _UNWATCHED:
+                self.daemon.loop.watch(self.fd, self.ready, wanted)
+            else:
+                self.daemon.loop.rewatch(self.fd, wanted)
             self._events = wanted
-            self.daemon.loop.rewatch(self.fd, wanted)
 
     def _rest(self, begins: bool) -> None:
         """We do not read, or read again: a client has no part in that, and its rate does not fall by it."""
