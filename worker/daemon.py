@@ -344,6 +344,8 @@ class Daemon:
 
     def _look_at_fresh(self) -> None:
         """Those who were accepted may have sent their requests already."""
+        if self._thread is None:
+            self.enter()  # it is the first turn, and no heart has beaten: a pool's threads must be told apart by now
         fresh, self._fresh = self._fresh, []
         for connection in fresh:
             try:

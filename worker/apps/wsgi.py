@@ -94,7 +94,7 @@ class WsgiApp:
         environ["PATH_INFO"], environ["QUERY_STRING"], uri = target
         environ["RAW_URI"] = environ["REQUEST_URI"] = uri
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
-        environ["wsgi.input"] = request.opened or BytesIO(request.content)  # which shares the bytes
+        environ["wsgi.input"] = request.opened or BytesIO(request.content or b"")  # which shares the bytes
         environ["wsgi.errors"] = sys.stderr
         peer = request.peer
         if peer is None:

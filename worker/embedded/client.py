@@ -70,6 +70,8 @@ class Client(EngineConnection):
             why = Termination.WITH_ERROR
         self._at_fault = False
         self.handle.ended(why)
+        if self.trailers:
+            self.trailers = ()  # the next request may have no body, and then nobody would say so
 
     # -- what the engine does, listened to -----------------------------------------------------
 
