@@ -74,7 +74,7 @@ def test_chunks_that_are_all_there_are_judged_like_their_bytes_one_by_one(pieces
     data = b"".join(pieces)
     verdicts: list[object] = []
     for cut in ([data], [data[at : at + 1] for at in range(len(data))]):
-        made = ChunkedDecoder(30, 20)
+        made = ChunkedDecoder(7, 20)
         try:
             verdicts.append((*_feed(made, cut), made.done))
         except Rejected as rejected:
