@@ -13,6 +13,7 @@ from quiesce.worker.core.termination import Termination, cause
 from quiesce.worker.net.deadline import Timed
 from quiesce.worker.net.ending import FLUSHING, IDLE, LINGERING, SENDING, SKIPPING, WORKING
 from quiesce.worker.net.exchange import Exchange
+from quiesce.worker.net.output import FLAGS
 from quiesce.worker.net.stream import Connection as EngineConnection
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Client(EngineConnection):
     """
 
     __slots__ = ("_answered", "_at_fault", "_cause", "handle", "timeout_s", "trailers")
+    _last_flags = FLAGS  # an answer is told to have been sent when it has been
 
     def __init__(
         self,
@@ -68,13 +70,15 @@ class Client(EngineConnection):
             why = Termination.WITH_ERROR
         self._at_fault = False
         self.handle.ended(why)
+        if self.trailers:
+            self.trailers = ()  # the next request may have no body, and then nobody would say so
 
     # -- what the engine does, listened to -----------------------------------------------------
 
     def event(self, event: Event, rejected: Rejected | None = None) -> None:
         if event is Event.PEER_DONE and self.broken:
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
-        if event is Event.SENT and self._answered is not None:
+        if (event is Event.SENT or event is Event.OVER) and self._answered is not None:
             self._ended(Termination.COMPLETED_OK)
         elif self._cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
             self._cause = cause(event, rejected)
