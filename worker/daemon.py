@@ -21,7 +21,7 @@ from quiesce.worker.net import counters as figures
 from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
 from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
-from quiesce.worker.net.deadline import Together
+from quiesce.worker.net.deadline import Sweep
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.gate import Gate, Neighbours
@@ -98,7 +98,6 @@ class Daemon:
         self.loop = loop
         self.limits = limits
         self.access_log = access_log
-        self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
         )  # the application is called in the loop's thread
@@ -118,6 +117,7 @@ class Daemon:
         self._on_drained: Callable[[], None] | None = None
         self._is_orphan = False  # a lane that is empty has ended: nobody is left to say so
         self.roster = Roster(self.counters, counts_ip=limits.connections_per_ip > 0)
+        self.sweep = Sweep(loop, min(limits.idle_timeout or 60.0, 60.0), self.roster.all)
         self.moving: Mover | None = None  # who is told of connections that fall idle: they can move now
         self._mover = Mover(self)
         self._lanes = Lanes(
@@ -291,7 +291,8 @@ class Daemon:
                 continue
             connections.append(connection)
         self.roster.came(connections)
-        Together(self.loop, self.recheck_s, connections)
+        for connection in connections:
+            connection.look_at_deadline(now)
         return connections
 
     def aimed(self) -> None:
@@ -348,6 +349,8 @@ class Daemon:
     def forget(self, connection: Ending) -> None:
         """A connection's last word."""
         self.roster.remove(connection)
+        if not self.roster.all:
+            self.sweep.rest()
         if not connection.probe:
             self.check_empty()
 
