@@ -18,8 +18,8 @@ _SOON_S = 1.0  # who is due earlier than that has a timer of its own
 class Timed(Output):
     """A socket's sending side with a deadline.
 
-    ``_deadline`` may be stored by anybody, a thread of the pool that makes a connection idle, too: the sweep looks at it
-    before it can be over.  Who wants it looked at earlier says so by :meth:`arm`.
+    ``_deadline`` may be stored by anybody, also by a thread of the pool that makes a connection idle: the sweep looks
+    at it before it can be over.  Who wants it looked at earlier says so by :meth:`arm`.
     """
 
     __slots__ = ("_deadline", "_timer", "daemon")
