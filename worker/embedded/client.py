@@ -135,8 +135,13 @@ class Client(EngineConnection):
                 self.arm(handle.own_timeout_s)
 
     def _another_follows(self, exchange: Exchange) -> bool:
-        # An answer that somebody waits for, or that has a reference, is told to have been sent when it has been.
-        return self.holds and not self.asked.is_counted and EngineConnection._another_follows(self, exchange)
+        if not self.holds:
+            return False
+        response = self.asked.queued
+        # One that may be counted, or that something is freed with, is told to have been sent when it has been.
+        if response is not None and response.has_more:
+            return False
+        return EngineConnection._another_follows(self, exchange)
 
     def _loud(self, heard: bool) -> None:
         EngineConnection._loud(self, heard)

@@ -42,11 +42,9 @@ class Timed(Output):
     def look_at_deadline(self, now: float) -> None:
         """See to it that it is looked at when it is over.  In the loop's thread."""
         deadline, sweep = self._deadline, self.daemon.sweep
-        if deadline >= sweep.at < inf:
-            return
-        if deadline >= now + _SOON_S:
-            sweep.come_by(deadline, now)
-        else:
+        if sweep.at == inf or now + _SOON_S <= deadline < sweep.at:
+            sweep.come_by(max(deadline, now + _SOON_S), now)
+        if deadline < sweep.at:
             self.disarm()
             self._timer = self.daemon.loop.call_at(deadline, self)
 
