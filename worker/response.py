@@ -238,11 +238,6 @@ class Response(core.Response):
         return more
 
     @property
-    def has_more(self) -> bool:
-        """It is more than a plain one, or was asked for what that has not: its references, too, are counted."""
-        return self._more is not None
-
-    @property
     def is_plain(self) -> bool:
         """Nothing but bytes under its own status: it is sent from its cache."""
         return type(self.body) is bytes and self.path is None

@@ -49,7 +49,7 @@ class RequestApp:
             type(answer) is Response
             and type(answer.body) is bytes
             and answer.path is None
-            and answer._more is None  # has_more: and so it has one reference, its creator's
+            and answer._more is None  # and so it has one reference, its creator's
             and client.asked is NOTHING
         ):
             exchange.respond(answer)

@@ -139,7 +139,7 @@ class Client(EngineConnection):
             return False
         response = self.asked.queued
         # One that may be counted, or that something is freed with, is told to have been sent when it has been.
-        if response is not None and response.has_more:
+        if response is not None and response._more is not None:
             return False
         return EngineConnection._another_follows(self, exchange)
 
