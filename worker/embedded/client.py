@@ -4,7 +4,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from quiesce.worker.core.connection import Event, State
-from quiesce.worker.core.discipline import Discipline, Leniency, mend
+from quiesce.worker.core.discipline import Discipline, Leniency, escaped, mend
 from quiesce.worker.core.http1 import request_line
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
@@ -212,7 +212,18 @@ class Forgiving(EngineConnection):
             if mended != self._input:
                 self._process(mended)
                 return
+            rejected = self._elsewhere() or rejected
         super().refuse(rejected)
+
+    def _elsewhere(self) -> Rejected | None:
+        """Is this one to ask again, with what a URI may hold?"""
+        line, eol, _ = self._input.partition(b"\r\n")
+        line = (escaped(line, self.forgives) or b"") if eol else b""
+        try:
+            _, target, _ = request_line(line)
+        except Rejected:
+            return None
+        return Rejected(301, "white space in a target is percent-encoded", location=target)
 
 
 class Pedantic(EngineConnection):
