@@ -10,10 +10,10 @@ from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.termination import Termination, cause
 from quiesce.worker.embedded.connection import NOTHING, Asked, Connection
+from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.deadline import Timed
 from quiesce.worker.net.ending import FLUSHING, IDLE, LINGERING, SENDING, SKIPPING, WORKING
 from quiesce.worker.net.exchange import Exchange
-from quiesce.worker.net.stream import Connection as EngineConnection
 
 if TYPE_CHECKING:
     from quiesce.worker.embedded.seat import Engine
@@ -22,7 +22,7 @@ STAYS = (WORKING, SENDING, SKIPPING, FLUSHING)  # a FIN ends nothing here: what 
 BEFORE_A_REQUEST = (State.FRESH, State.IDLE, State.HEAD)
 
 
-class Client(EngineConnection):
+class Client(Alone):
     """Adds to the engine's connection: its public side, a timeout of its own, and the reason of each end.
 
     A request has ended when its answer is all sent, or never will be: that is said once, to the public side, if it has
@@ -39,7 +39,7 @@ class Client(EngineConnection):
         self, engine: "Engine", sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
     ) -> None:
         self._handle: Connection | None = None
-        EngineConnection.__init__(self, engine, sock, peer, local, scheme, probe)
+        Alone.__init__(self, engine, sock, peer, local, scheme, probe)
 
     @classmethod
     def of(cls, discipline: Discipline, *, holds: bool) -> "type[Client]":
@@ -77,30 +77,30 @@ class Client(EngineConnection):
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
         asked = self.asked
         if asked is NOTHING:
-            EngineConnection.event(self, event, rejected)
+            Alone.event(self, event, rejected)
             return
         if event is Event.SENT and asked.is_answered:
             self._ended(asked, Termination.COMPLETED_OK)
         elif asked.cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
             asked.cause = cause(event, rejected)
-        EngineConnection.event(self, event, rejected)
+        Alone.event(self, event, rejected)
         if self.exchange is None and not asked.is_answered and asked.is_shown:
             self._ended(asked, asked.cause or Termination.READ_ERROR)  # the engine has taken it away
 
     def _part(self, data: bytes) -> None:
-        EngineConnection._part(self, data)
+        Alone._part(self, data)
         if self.state is State.HEAD and self._judged:
             self._saw_line()
 
     def refuse(self, rejected: Rejected) -> None:
         if self.state in BEFORE_A_REQUEST:
             self._saw_line()
-        EngineConnection.refuse(self, rejected)
+        Alone.refuse(self, rejected)
 
     def _begin_body(self, request: Request) -> None:
         if self._logs:
             self.handle.saw_target(request.target)
-        EngineConnection._begin_body(self, request)
+        Alone._begin_body(self, request)
 
     @property
     def _logs(self) -> bool:
@@ -116,18 +116,30 @@ class Client(EngineConnection):
                 return
             self.handle.saw_target(target)
 
+    def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
+        handle = self._handle
+        if handle is None or handle.asked.exchange is not exchange:  # nobody is to be told
+            Alone.answer(self, exchange, keep, wire, now)
+        elif self.exchange is exchange:
+            asked = handle.asked
+            asked.is_answered = True
+            Alone.answer(self, exchange, keep, wire, now)
+            self._was_answered(handle, asked, exchange)
+
     def complete(
         self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
     ) -> None:
         handle = self._handle
-        if handle is None or handle.asked.exchange is not exchange:  # nobody is to be told
-            EngineConnection.complete(self, exchange, keep, data, more, now)
-            return
-        if self.exchange is not exchange:
-            return
-        asked = handle.asked
-        asked.is_answered = True
-        EngineConnection.complete(self, exchange, keep, data, more, now)
+        if handle is None or handle.asked.exchange is not exchange:
+            Alone.complete(self, exchange, keep, data, more, now)
+        elif self.exchange is exchange:
+            asked = handle.asked
+            asked.is_answered = True
+            Alone.complete(self, exchange, keep, data, more, now)
+            self._was_answered(handle, asked, exchange)
+
+    def _was_answered(self, handle: Connection, asked: Asked, exchange: Exchange) -> None:
+        """Is it all sent?  Else whoever sends the rest will say so."""
         if self.state is IDLE:
             if asked.exchange is exchange:
                 self._ended(asked, Termination.COMPLETED_OK)
@@ -141,22 +153,22 @@ class Client(EngineConnection):
         # One that may be counted, or that something is freed with, is told to have been sent when it has been.
         if response is not None and response._more is not None:
             return False
-        return EngineConnection._another_follows(self, exchange)
+        return Alone._another_follows(self, exchange)
 
     def _loud(self, heard: bool) -> None:
-        EngineConnection._loud(self, heard)
+        Alone._loud(self, heard)
         if self.broken and not self.closed:
             self.later(self._settle)  # epoll and poll would tell of it by themselves, select does not
 
     def _sent_all(self) -> None:
-        EngineConnection._sent_all(self)
+        Alone._sent_all(self)
         asked = self.asked
         if asked.is_answered:
             self._ended(asked, Termination.COMPLETED_OK)
 
     def abort(self, exchange: Exchange) -> None:
         self._blame(Termination.WITH_ERROR)
-        EngineConnection.abort(self, exchange)
+        Alone.abort(self, exchange)
 
     def drop(self) -> None:
         """Close without a word: the application wants it so."""
@@ -165,7 +177,7 @@ class Client(EngineConnection):
 
     def cut(self) -> None:
         self._blame(Termination.DAEMON_SHUTDOWN)
-        EngineConnection.cut(self)
+        Alone.cut(self)
 
     def _blame(self, why: Termination) -> None:
         asked = self.asked
@@ -180,18 +192,18 @@ class Client(EngineConnection):
         trailers = getattr(self._decoder, "trailers", ())
         if trailers:
             self.handle.saw_trailers(trailers)
-        EngineConnection._body_done(self, payload)
+        Alone._body_done(self, payload)
 
     def allowed_s(self, state: State) -> float:
         own = None if self._handle is None else self._handle.own_timeout_s
-        return EngineConnection.allowed_s(self, state) if own is None else own
+        return Alone.allowed_s(self, state) if own is None else own
 
     def _release(self) -> None:
-        EngineConnection._release(self)
+        Alone._release(self)
         self.daemon.seat.owner.reception.moved(self)
 
     def _close(self) -> None:
-        EngineConnection._close(self)
+        Alone._close(self)
         # A request that is cut ends before its connection does.
         asked = self.asked
         if asked.is_shown:
@@ -199,7 +211,7 @@ class Client(EngineConnection):
         self.daemon.seat.owner.reception.left(self)
 
 
-class Forgiving(EngineConnection):
+class Forgiving(Alone):
     """What the parser has refused is mended if the level forgives it, and read again."""
 
     __slots__ = ()
@@ -226,7 +238,7 @@ class Forgiving(EngineConnection):
         return Rejected(301, "white space in a target is percent-encoded", location=target)
 
 
-class Pedantic(EngineConnection):
+class Pedantic(Alone):
     """An empty line is no request."""
 
     __slots__ = ()
