@@ -98,7 +98,7 @@ class Connection(Answering):
         if not self.closed:
             self.update_interest()
             if self._timer is None:
-                self._look_at(self._deadline, monotonic())
+                self.look_at_deadline(monotonic())
 
     def ready(self, events: int) -> None:
         """The loop's callback.  May come once more than is true."""
