@@ -9,7 +9,9 @@ costs asyncio one handle however many connections are ready.
 import asyncio
 import sys
 import time
+from _thread import get_ident
 from collections.abc import Callable
+from contextvars import copy_context
 from math import inf
 from typing import Any
 
@@ -27,7 +29,8 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
         import uvloop
     except ImportError:
         return asyncio.new_event_loop()
-    return uvloop.new_event_loop()  # type: ignore[no-any-return]
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 class AsyncioLoop(EpollSet):
@@ -39,6 +42,10 @@ class AsyncioLoop(EpollSet):
         self.complain: Complain = to_stderr
         self.aio = _new_event_loop()
         asyncio.set_event_loop(self.aio)
+        # Ours, for all that we do: a timer that was set while the application runs would hold its variables, and a
+        # request that is begun then would see those of another.
+        self._context = copy_context()
+        self._thread: int | None = None
         self.aio.add_reader(self._epoll.fileno(), self._turn)
         self._deadlines = Deadlines()
         self._look: asyncio.TimerHandle | None = None  # asyncio's own timer, for the first of them
@@ -56,7 +63,8 @@ class AsyncioLoop(EpollSet):
             if self._look is not None:
                 self._look.cancel()
             self._looks_at = when
-            self._look = self.aio.call_later(max(0.0, when - self.now()), self._on_look)
+            wait_s = max(0.0, when - self.now())
+            self._look = self.aio.call_later(wait_s, self._on_look, context=self._context)
 
     def _on_look(self) -> None:
         self._look = None
@@ -72,13 +80,20 @@ class AsyncioLoop(EpollSet):
             self._look_at(now + wait_s)
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        if self._thread == get_ident():  # nobody has to be woken
+            self.aio.call_soon(callback, context=self._context)
+            return
         try:
-            self.aio.call_soon_threadsafe(callback)
+            self.aio.call_soon_threadsafe(callback, context=self._context)
         except RuntimeError:
             pass  # closed: nobody is left to do it, as in a loop that has stopped
 
     def run(self) -> None:
-        self.aio.run_forever()
+        self._thread = get_ident()
+        try:
+            self.aio.run_forever()
+        finally:
+            self._thread = None
 
     def stop(self) -> None:
         self.aio.stop()

@@ -1,0 +1,101 @@
+"""Tasks that begin at once: a handler that never waits costs no turn of asyncio's loop.
+
+Each is a real task from its first step on: what the application asks of ``current_task()`` there (timeouts, task
+groups, anyio's cancel scopes), it asks of the task that goes on after a wait.
+"""
+
+import asyncio
+import sys
+from asyncio import Task
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from types import MethodType
+from typing import Any
+
+Start = Callable[[Coroutine[Any, Any, None]], "Task[None]"]
+"""Runs a coroutine in a task, up to its first wait, in a context of its own; in a turn of the loop."""
+
+
+def starter(aio: asyncio.AbstractEventLoop) -> Start:
+    """How tasks are begun on this loop.  Each begins with the context variables as they are now.
+
+    Where the application has set a task factory, that makes them, and says itself when they begin.
+    """
+    base = copy_context()
+    if sys.version_info >= (3, 12):
+        return _eager(aio, base)
+    step_type = _step_type(aio)
+    return _eager_by_hand(aio, base, step_type) if step_type is not None else _in_a_turn(aio, base)
+
+
+def _eager(aio: asyncio.AbstractEventLoop, base: Context) -> Start:
+    if sys.version_info < (3, 12):
+        raise NotImplementedError
+    factory, copy = aio.get_task_factory, base.copy
+
+    def start(coro: Coroutine[Any, Any, None]) -> "Task[None]":
+        if factory() is None:
+            return Task(coro, loop=aio, context=copy(), eager_start=True)
+        return aio.create_task(coro, context=copy())
+
+    return start
+
+
+def _in_a_turn(aio: asyncio.AbstractEventLoop, base: Context) -> Start:
+    return lambda coro: aio.create_task(coro, context=base.copy())
+
+
+def _eager_by_hand(aio: asyncio.AbstractEventLoop, base: Context, step_type: type) -> Start:
+    """The same for Python 3.11: a new task gives its first step to ``call_soon``, and there we take it."""
+    factory, copy, call_soon, names = aio.get_task_factory, base.copy, aio.call_soon, aio.__dict__
+    first: Any = None
+
+    def take(callback: Any, *args: Any, context: Context | None = None) -> Any:
+        # The collector may come while the task is made, and whom it ends may use call_soon too.
+        nonlocal first
+        if first is None and type(callback) is step_type:
+            first = callback
+            return None
+        return call_soon(callback, *args, context=context)
+
+    def start(coro: Coroutine[Any, Any, None]) -> "Task[None]":
+        nonlocal first
+        context = copy()
+        if factory() is not None:
+            return aio.create_task(coro, context=context)
+        names["call_soon"] = take
+        try:
+            task: Task[None] = Task(coro, loop=aio, context=context)
+        finally:
+            del names["call_soon"]
+        step, first = first, None
+        try:
+            context.run(step)
+        except (
+            RuntimeError
+        ):  # we are in a step of another task, and tasks of 3.11 cannot be nested: not begun
+            call_soon(step, context=context)
+        return task
+
+    return start
+
+
+def _step_type(aio: asyncio.AbstractEventLoop) -> type | None:
+    """The type of a task's step, or None if it has none of its own (tasks without C) or cannot be taken."""
+    names = getattr(aio, "__dict__", None)
+    if names is None:
+        return None
+    steps: list[Any] = []
+
+    async def nothing() -> None:
+        pass
+
+    names["call_soon"] = lambda callback, *args, context=None: steps.append(callback)
+    try:
+        task = Task(nothing(), loop=aio)
+    finally:
+        del names["call_soon"]
+    steps[0]()
+    assert task.done()
+    kind = type(steps[0])
+    return None if kind is MethodType else kind
