@@ -116,9 +116,13 @@ class Cycle:
                 return self._next_part()
             if self._hung_up or self._complete:
                 return {"type": "http.disconnect"}
-            if self._more and not self._read_on():
-                self._more = False
-                return {"type": "http.request", "body": b"", "more_body": False}
+            if self._more:
+                if not self._reading:
+                    body = self._exchange.take_whole_body()
+                    if body is not None:  # the usual case
+                        self._more = False
+                        return {"type": "http.request", "body": body, "more_body": False}
+                self._read_on()
             if not self._chunks:
                 await self._until_readable()
 
@@ -129,17 +133,14 @@ class Cycle:
         self._queued = 0
         return {"type": "http.request", "body": data, "more_body": self._more}
 
-    def _read_on(self) -> bool:
-        """Let the body come; False if there is none."""
+    def _read_on(self) -> None:
+        """Let the body come."""
         if not self._reading:
-            if self._exchange.request.length == 0:
-                return False
             self._reading = True
             self._exchange.read_body(self._on_body)  # may have the first part already
         elif self._paused:
             self._paused = False
             self._exchange.resume_reading()
-        return True
 
     def _on_body(self, data: bytes, more: bool) -> None:
         self._more = more
