@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -285,7 +287,7 @@ def test_what_an_application_raises(
 
 
 def test_a_client_that_leaves_is_told_wherever_the_application_waits(serve: Serve) -> None:
-    """Also if it has not waited before, and if it waits in two tasks, one of which is cancelled."""
+    """Also if it has not waited before, and if it waits in several tasks, one of which is cancelled."""
     told: list[str] = []
     done = threading.Event()
 
@@ -293,10 +295,10 @@ def test_a_client_that_leaves_is_told_wherever_the_application_waits(serve: Serv
         await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begins", "more_body": True})
-        waiting = [asyncio.ensure_future(receive()) for _ in range(2)]
+        waiting = [asyncio.ensure_future(receive()) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
-        told.append((await waiting[1])["type"])
+        told.extend([(await task)["type"] for task in waiting[1:]])
         told.append((await receive())["type"])
         done.set()
 
@@ -305,7 +307,57 @@ def test_a_client_that_leaves_is_told_wherever_the_application_waits(serve: Serv
         sock.sendall(GET)
         assert b"begins" in sock.recv(65536)
     assert done.wait(PATIENCE_S)
-    assert told == ["http.disconnect"] * 2
+    assert told == ["http.disconnect"] * 3
+
+
+@pytest.mark.parametrize("end", ["whole", "raises", "returns", "goes on"])
+def test_a_task_that_is_left_behind_hears_of_the_end(serve: Serve, end: str) -> None:
+    told: list[str] = []
+    done = threading.Event()
+
+    async def listen(receive: Receive) -> None:
+        told.append((await receive())["type"])
+        done.set()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        listener = asyncio.ensure_future(listen(receive))
+        await asyncio.sleep(0)
+        if end == "raises":
+            raise LookupError
+        if end != "returns":
+            await say(send, "ok")
+        if end == "goes on":
+            await listener
+
+    with serve(app).connect() as sock:  # which stays
+        sock.sendall(GET)
+        assert read_reply(sock).status == (200 if end in ("whole", "goes on") else 500)
+        assert done.wait(PATIENCE_S)
+    assert told == ["http.disconnect"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_was_needed_for_a_request_is_freed_with_it(serve: Serve, waits: bool) -> None:
+    """Without the collector."""
+    requests: list[weakref.ref[Any]] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        requests.append(weakref.ref(receive.__self__))  # type: ignore[attr-defined]
+        await whole_body(receive)
+        if waits:
+            await asyncio.sleep(0)
+        await say(send, "ok")
+
+    served = serve(app)
+    gc.disable()
+    try:
+        assert served.ask(GET).body == served.ask(POST).body == b"ok"
+        served.do(lambda: None)
+        served.do(lambda: None)
+        assert [request() for request in requests] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_two_tasks_may_wait_for_a_client_that_does_not_read(serve: Serve) -> None:
@@ -408,26 +460,56 @@ def test_a_task_may_be_begun_within_another(loop: AsyncioLoop) -> None:
     assert steps == ["inner", "inner again", "outer"]
 
 
-def test_who_calls_soon_while_a_task_is_made_is_called_in_a_turn(loop: AsyncioLoop) -> None:
-    """A finaliser may: the collector comes when it likes."""
-    steps: list[str] = []
+def while_a_task_is_made(loop: AsyncioLoop, what: Callable[[], object]) -> None:
+    """As a finaliser does it: the collector comes when it likes."""
     debug = loop.aio.get_debug
 
     def get_debug() -> bool:  # which each new task asks
         del loop.aio.__dict__["get_debug"]
+        what()
+        return debug()
+
+    loop.aio.__dict__["get_debug"] = get_debug
+
+
+def test_who_calls_soon_while_a_task_is_made_is_called_in_a_turn(loop: AsyncioLoop) -> None:
+    steps: list[str] = []
+    call_soon = loop.aio.call_soon
+
+    def others() -> None:
         loop.aio.call_soon(steps.append, "called").cancel()
         loop.aio.call_soon(steps.append, "called soon")
         loop.aio.call_soon(lambda: steps.append("and without an argument"))
-        return debug()
 
     async def work() -> None:
         steps.append("work")
 
     def begin() -> None:
         start = starter(loop.aio)
-        loop.aio.__dict__["get_debug"] = get_debug
+        while_a_task_is_made(loop, others)
         assert start(work()).done()
         assert steps == ["work"]
+        assert loop.aio.call_soon == call_soon
 
     in_the_loop(loop, begin)
     assert steps == ["work", "called soon", "and without an argument"]
+
+
+def test_who_makes_a_task_while_one_is_made(loop: AsyncioLoop) -> None:
+    steps: list[tuple[str, int]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work(name: str) -> None:
+        steps.append((name, seen.get()))
+        seen.set(1)
+        await asyncio.sleep(0)
+        steps.append((name, seen.get()))
+
+    def begin() -> None:
+        start = starter(loop.aio)
+        while_a_task_is_made(loop, lambda: tasks.append(loop.aio.create_task(work("other"))))
+        tasks.append(start(work("ours")))
+
+    in_the_loop(loop, begin)
+    assert sorted(steps) == [("other", 0), ("other", 1), ("ours", 0), ("ours", 1)]
+    assert all(task.done() for task in tasks)

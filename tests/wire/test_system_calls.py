@@ -116,6 +116,8 @@ def test_pipelined_requests_share_a_recv_and_a_send(kind: str, monkeypatch: pyte
     served = _served(kind)
     try:
         with served.connect() as sock:
+            sock.sendall(GET)
+            assert read_reply(sock).status == 200  # it has been accepted
             calls = Calls(served)
             calls.begin()
             sock.sendall(GET * 16)

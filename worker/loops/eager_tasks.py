@@ -49,31 +49,31 @@ def _eager_by_hand(aio: asyncio.AbstractEventLoop, base: Context, step_type: typ
     """The same for Python 3.11: a new task gives its first step to ``call_soon``, and there we take it."""
     factory, copy, call_soon, names = aio.get_task_factory, base.copy, aio.call_soon, aio.__dict__
     first: Any = None
+    where: Any = None
 
     def take(callback: Any, *args: Any, context: Context | None = None) -> Any:
-        # The collector may come while the task is made, and whom it ends may use call_soon too.
-        nonlocal first
+        # The collector may come while the task is made, and whom it ends may use call_soon too, or make a task: then
+        # that one begins here, and ours in the next turn.
+        nonlocal first, where
         if first is None and type(callback) is step_type:
-            first = callback
+            first, where = callback, context
             return None
         return call_soon(callback, *args, context=context)
 
     def start(coro: Coroutine[Any, Any, None]) -> "Task[None]":
         nonlocal first
-        context = copy()
         if factory() is not None:
-            return aio.create_task(coro, context=context)
+            return aio.create_task(coro, context=copy())
         names["call_soon"] = take
         try:
-            task: Task[None] = Task(coro, loop=aio, context=context)
+            task: Task[None] = Task(coro, loop=aio, context=copy())
         finally:
             del names["call_soon"]
-        step, first = first, None
+        step, context, first = first, where, None
         try:
             context.run(step)
-        except (
-            RuntimeError
-        ):  # we are in a step of another task, and tasks of 3.11 cannot be nested: not begun
+        except RuntimeError:
+            # It was not begun: this is a step of another task, and those of 3.11 cannot be nested.
             call_soon(step, context=context)
         return task
 
