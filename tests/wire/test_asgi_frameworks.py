@@ -176,7 +176,7 @@ def test_a_file_without_a_framework(serve: Serve, tmp_path: Path, capfd: pytest.
     assert served.ask(get("/file?4")).body == b"0123"  # no more than was said
     with pytest.raises((EOFError, ConnectionResetError)):
         served.ask(get("/file?40"))
-    served.do(lambda: None)  # what it says of that has been said
+    served.until(lambda: served.daemon.app.running() == 0)
     said = capfd.readouterr().err
     assert (
         "FileNotFoundError" in said
