@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from quiesce.worker import daemon
 from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from wire.asgi_serving import Application, Serve
-from wire.serving import Served, WatchedConnection, steps_outside_the_table
+from wire.serving import Served, steps_outside_the_table, watched_connections
 
 with contextlib.suppress(ImportError):
     import uvloop
@@ -20,9 +19,9 @@ with contextlib.suppress(ImportError):
 
 
 @pytest.fixture(autouse=True)
-def no_step_outside_the_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(daemon, "Connection", WatchedConnection)
-    yield
+def no_step_outside_the_table() -> Iterator[None]:
+    with watched_connections():
+        yield
     assert steps_outside_the_table() == []
 
 

@@ -281,7 +281,7 @@ class Pair(NamedTuple):
         ours, actions = step(self.ours, event)
         orders = tuple(_ORDER[action] for action in actions if action in _ORDER)
         pair = self._replace(ours=ours, orders=self.orders + orders)
-        return pair.obeyed(standing.Event.ORPHANED) if Action.SIGTERM in actions else pair
+        return pair.obeyed(standing.Event.TOLD_TO_GO) if Action.SIGTERM in actions else pair
 
     def heard(self) -> Pair:
         return self._replace(words=self.words[1:]).after(self.words[0])
