@@ -66,9 +66,9 @@ class Request:
         self.version = version
         self.headers: list[Header] = [] if headers is None else headers
         self.keep_alive = version == "1.1"
-        self.begin()
+        self._begin()
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """What an ordinary request has that nobody has said anything else of."""
         self.scheme = "http"
         self.peer: Address = None
