@@ -7,6 +7,7 @@ import contextvars
 import gc
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,10 +16,12 @@ from typing import Any
 import anyio
 import pytest
 
+from quiesce.shared.scoreboard import SLOT_FIELDS, Field
+from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.loops.eager_tasks import starter
 from wire.asgi_serving import CHUNKED, GET, POST, Message, Receive, Send, Serve, ask_all, say, whole_body
-from wire.serving import PATIENCE_S, read_reply
+from wire.serving import PATIENCE_S, Served, read_reply
 
 # -- the task ---------------------------------------------------------------------------------
 
@@ -397,6 +400,49 @@ def test_the_scope_is_the_applications_own(serve: Serve) -> None:
 
     replies = ask_all(serve(app), GET * 2, 2)
     assert replies[0].body == replies[1].body and b"pathsend" in replies[0].body
+
+
+class Board:
+    """A slot of the scoreboard, as others see it: it is looked at without a turn of the loop."""
+
+    def __init__(self) -> None:
+        self.slot = memoryview(bytearray(8 * SLOT_FIELDS)).cast("Q")
+
+    def wait(self, **figures: int) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while (seen := {name: self.slot[Field[name]] for name in figures}) != figures:
+            assert time.monotonic() < end, seen
+            time.sleep(0.001)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_a_task_answers_is_counted_at_once(loop: AsyncioLoop, waits: bool) -> None:
+    board = Board()
+    goes_on = asyncio.Event()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        if waits:
+            await asyncio.sleep(0.001)
+        if scope["path"] == "/error":
+            raise LookupError
+        await say(send, "ok")
+        await goes_on.wait()
+
+    # Without a heartbeat, after which the figures would be right anyway.
+    served = Served(AsgiApp(app, loop), loop=loop, slot=board.slot, heartbeat=False)
+    try:
+        with served.connect() as sock:
+            sock.sendall(GET * 2)
+            assert read_reply(sock, before=read_reply(sock).rest).status == 200
+            board.wait(REQUESTS=2, RESP_2XX=2, CONN_BUSY=0, IN_REQUEST_SINCE_NS=0)
+            sock.sendall(GET.replace(b"/ ", b"/error "))
+            assert read_reply(sock).status == 500
+            board.wait(REQUESTS=3, RESP_5XX=1, IN_REQUEST_SINCE_NS=0)
+            sock.shutdown(socket.SHUT_WR)
+            board.wait(CONN_OPEN=0, CONN_BUSY=0)
+        served.do(goes_on.set)
+    finally:
+        served.close()
 
 
 # -- how tasks are begun ------------------------------------------------------------------------

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 NO_WEBSOCKETS = b"WebSockets come with a later version of quiesce.\n"
 
-_MOST_TARGETS = 1000
-_LONGEST_TARGET = 100
-
 
 class AsgiApp:
     """``App`` (base.py) around an ASGI application."""
@@ -33,8 +30,7 @@ class AsgiApp:
         self._app, self._loop = app, loop
         self._start = starter(loop.aio)
         self._lifespan = Lifespan(app, loop.aio)
-        self._running = Running()
-        self._targets: dict[bytes, tuple[str, bytes, bytes]] = {}  # path, raw_path, query_string
+        self._running = Running(loop)
 
     def running(self) -> int:
         """Requests whose tasks have not ended: a background task goes on after the response."""
@@ -61,16 +57,16 @@ class AsgiApp:
         if request.offers_upgrade and _asks_for_websocket(request):
             _refuse(exchange)
             return
-        path, raw_path, query = self._targets.get(request.target) or self._learn_target(request)
+        parts = request._parts or request._split()
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.version,
             "method": request.method.upper(),
             "scheme": request.scheme,
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": query,
+            "path": parts[1],
+            "raw_path": parts[0],
+            "query_string": parts[2],
             "root_path": "",
             "headers": request.headers,
             "client": request.peer,
@@ -83,14 +79,6 @@ class AsgiApp:
         task = self._start(cycle.run(self._app, scope))
         if not task.done():
             cycle.goes_on(task, self._running)
-
-    def _learn_target(self, request: "Request") -> tuple[str, bytes, bytes]:
-        target = request.path, request.raw_path, request.query
-        if len(request.target) <= _LONGEST_TARGET:
-            if len(self._targets) >= _MOST_TARGETS:
-                self._targets.clear()
-            self._targets[request.target] = target
-        return target
 
 
 def _asks_for_websocket(request: "Request") -> bool:

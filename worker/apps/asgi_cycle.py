@@ -11,6 +11,7 @@ from quiesce.worker.core.response_head import Head, HeadMemo, encode
 from quiesce.worker.net.sending import send_path
 
 if TYPE_CHECKING:
+    from quiesce.worker.loops.asyncio_loop import AsyncioLoop
     from quiesce.worker.net.exchange import Exchange
 
 BODY_HIGH = 64 * 1024  # bytes of a request that wait for the application before its client has to
@@ -27,17 +28,27 @@ class Running(set["Cycle"]):
 
     when_idle: Callable[[], None] = staticmethod(lambda: None)
 
+    def __init__(self, loop: "AsyncioLoop") -> None:
+        super().__init__()
+        self._loop = loop
+
     def over(self, cycle: "Cycle") -> None:
         self.discard(cycle)
         if not self:
             self.when_idle()
+
+    def answered(self) -> None:
+        """A task has said something that counts, and this may be no turn of the loop's."""
+        if self._loop.turned is not None:
+            self._loop.turned()
 
 
 class Cycle:
     """One request, and its response."""
 
     # Defaults on the class, of what most requests neither change nor ask for.
-    _task: "asyncio.Task[None] | None" = None  # of an application that waits, or has waited
+    _task: "asyncio.Task[None] | None" = None  # held here for as long as it goes on
+    _running: Running | None = None  # that we are in
     _chunks: list[bytes] | None = None  # of the body, for receive()
     _queued = 0  # bytes in _chunks
     _more = True  # there is body that receive() has not returned
@@ -46,11 +57,10 @@ class Cycle:
     _writers: list[Future] | None = None  # who waits in send()
     _hung_up = False  # the client has gone, or sends no more: the application hears the same of both
 
-    _running: Running | None = None  # that we are in
-
     def __init__(self, exchange: "Exchange") -> None:
         self._exchange = exchange
-        self._complete = False
+        self._complete = False  # the response is
+        self._waited = False  # somebody has, or the task begins in a later turn: others have had theirs
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
         """Call the application and make sure that there is an end."""
@@ -67,7 +77,7 @@ class Cycle:
             if not self._complete:
                 self._returned_early()
         finally:
-            if self._task is not None:
+            if self._waited:
                 self._over()
 
     def goes_on(self, task: "asyncio.Task[None]", running: Running) -> None:
@@ -78,6 +88,7 @@ class Cycle:
 
     def _listen(self) -> None:
         """Hear of the client's end.  Before the first wait nobody could."""
+        self._waited = True
         self._hung_up = self._hung_up or self._exchange.disconnected
         self._exchange.on_disconnect = self._on_disconnect
 
@@ -85,8 +96,8 @@ class Cycle:
         self._end()
         if not self._writers:
             self._exchange.on_disconnect = None  # else they would hold each other until the collector comes
-        assert self._running is not None
-        self._running.over(self)
+        if self._running is not None:
+            self._running.over(self)
 
     def _returned_early(self) -> None:
         exchange = self._exchange
@@ -106,6 +117,8 @@ class Cycle:
         self._complete = True
         if self._readers is not None:
             self._wake_readers()
+        if self._running is not None:
+            self._running.answered()
 
     # -- request ------------------------------------------------------------------------
 
@@ -156,7 +169,7 @@ class Cycle:
             self._wake_readers()
 
     async def _until_readable(self) -> None:
-        if self._task is None:
+        if not self._waited:
             self._listen()
         if self._readers is None:
             self._readers = []
@@ -214,12 +227,12 @@ class Cycle:
             return
         exchange.finish(data)
         self._complete = True
-        if self._readers is not None:
-            self._wake_readers()
+        if self._waited:
+            self._end()
 
     async def _until_writable(self) -> None:
         exchange = self._exchange
-        if self._task is None:
+        if not self._waited:
             self._listen()
         while not exchange.disconnected and exchange.write(b"") > OUT_HIGH:
             exchange.on_writable = self._on_writable

@@ -21,6 +21,7 @@ from quiesce.worker.complaints import Complain, to_stderr
 from quiesce.worker.loops.base import Timer
 from quiesce.worker.loops.epoll_set import EpollSet
 
+TURN_NS = int(Field.TURN_NS)
 _BATCH = 256  # events a turn, so that the application's tasks get theirs
 
 
@@ -36,7 +37,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 class AsyncioLoop(EpollSet):
     """``Loop`` (base.py) on an event loop of its own; ``aio`` is that event loop."""
 
-    has_turns = False  # tasks go on between two of them
+    has_turns = True  # tasks of an application, which go on between them, end with ``turned`` too
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,15 +82,23 @@ class AsyncioLoop(EpollSet):
         wait_s = self._deadlines.wait_s(now)
         if wait_s is not None:
             self._look_at(now + wait_s)
+        if self.turned is not None:
+            self.turned()
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         if self._thread == get_ident():  # nobody has to be woken
-            self.aio.call_soon(callback, context=self._context)
+            self.aio.call_soon(self._do, callback, context=self._context)
             return
         try:
-            self.aio.call_soon_threadsafe(callback, context=self._context)
+            self.aio.call_soon_threadsafe(self._do, callback, context=self._context)
         except RuntimeError:
             pass  # closed: nobody is left to do it, as in a loop that has stopped
+
+    def _do(self, callback: Callable[[], None]) -> None:
+        """What is no turn of ours ends as one."""
+        callback()
+        if self.turned is not None:
+            self.turned()
 
     def run(self) -> None:
         self._thread = get_ident()
@@ -118,7 +127,7 @@ class AsyncioLoop(EpollSet):
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
         """Call in the loop's thread, in a turn, when the signal comes."""
-        self.aio.add_signal_handler(number, callback)
+        self.aio.add_signal_handler(number, self._do, callback)
 
     def descriptors(self) -> list[int]:
         """Ours, and those of asyncio's: a forked child that closed its loop would take the parent's
@@ -138,4 +147,6 @@ class AsyncioLoop(EpollSet):
             except Exception:
                 sys.excepthook(*sys.exc_info())  # a bug of ours must not end the other connections
         if self.slot is not None:
-            self.slot[Field.TURN_NS] = time.monotonic_ns()
+            self.slot[TURN_NS] = time.monotonic_ns()
+        if self.turned is not None:
+            self.turned()

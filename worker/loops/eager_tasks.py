@@ -9,6 +9,7 @@ import sys
 from asyncio import Task
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from itertools import cycle
 from types import MethodType
 from typing import Any
 
@@ -47,7 +48,8 @@ def _in_a_turn(aio: asyncio.AbstractEventLoop, base: Context) -> Start:
 
 def _eager_by_hand(aio: asyncio.AbstractEventLoop, base: Context, step_type: type) -> Start:
     """The same for Python 3.11: a new task gives its first step to ``call_soon``, and there we take it."""
-    factory, copy, call_soon, names = aio.get_task_factory, base.copy, aio.call_soon, aio.__dict__
+    factory, copy, call_soon, attributes = aio.get_task_factory, base.copy, aio.call_soon, aio.__dict__
+    names = cycle([f"Request-{number}" for number in range(1000)])  # 3.11 would format one for each task
     first: Any = None
     where: Any = None
 
@@ -64,11 +66,11 @@ def _eager_by_hand(aio: asyncio.AbstractEventLoop, base: Context, step_type: typ
         nonlocal first
         if factory() is not None:
             return aio.create_task(coro, context=copy())
-        names["call_soon"] = take
+        attributes["call_soon"] = take
         try:
-            task: Task[None] = Task(coro, loop=aio, context=copy())
+            task: Task[None] = Task(coro, loop=aio, name=next(names), context=copy())
         finally:
-            del names["call_soon"]
+            del attributes["call_soon"]
         step, context, first = first, where, None
         try:
             context.run(step)
