@@ -145,12 +145,14 @@ def test_an_answer_does_not_wait_for_one_that_may_take_its_time(monkeypatch: pyt
             served.close()
 
 
-@pytest.mark.parametrize("kind", ["native", "wsgi"])
+@pytest.mark.parametrize("kind", ["native", "wsgi", "asgi"])
 def test_pipelined_requests_share_a_recv_and_a_send(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_AT_ONCE_NS", 1 << 62)  # however slow this machine is
     served = _served(kind)
     try:
         with served.connect() as sock:
+            sock.sendall(GET)
+            assert read_reply(sock).status == 200  # it has been accepted
             calls = Calls(served)
             calls.begin()
             sock.sendall(GET * 16)
