@@ -22,6 +22,8 @@ _stacks = threading.Lock()
 class Engine(Daemon):
     """One that its seat can be found by: a connection that kept it, too, would be larger."""
 
+    __slots__ = ("seat",)
+
     seat: "Seat"
 
 
