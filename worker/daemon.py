@@ -80,7 +80,7 @@ class Daemon:
         "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
         "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
         "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
-        "hear", "is_inline", "limits", "loop", "moving", "parser", "recheck_s", "roster", "sweep",
+        "hear", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
     )
     # fmt: on
 
