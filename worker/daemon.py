@@ -77,10 +77,10 @@ class Daemon:
     # fmt: off
     # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
     __slots__ = (
-        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_has_turns", "_heartbeat", "_in_call",
-        "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread", "_unready",
-        "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate", "hear",
-        "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
+        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
+        "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
+        "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
+        "hear", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
     )
     # fmt: on
 
@@ -143,7 +143,9 @@ class Daemon:
             self._show_accepting,
             reserve,
             turn_away or self._turn_away,
+            self._look_at_fresh,
         )
+        self._fresh: list[Connection] = []  # accepted just now
         self.connect: Connect = connect or (Alone if self.is_inline else Connection)
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
         self._in_call = False  # in the loop's thread
@@ -350,16 +352,33 @@ class Daemon:
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         limits = self.limits
-        connection = self.connect(self, sock, peer, local, "http", False)
-        connection.attend()
+        connection = self.welcome(sock, peer, local)
         connection.listener = listener.name
-        self.roster.add(connection)
         full = self.counters.open > limits.connections > 0
         full = self.roster.count_ip(connection, peer) > limits.connections_per_ip or full
         self.counters.count(figures.ACCEPTED)
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def welcome(self, sock: socket.socket, peer: Address, local: Address) -> Connection:
+        """Serve one that our acceptor has just given to ``accepted``, which is done when it has given all there are."""
+        connection = self.connect(self, sock, peer, local, "http", False)
+        self.roster.add(connection)
+        self._fresh.append(connection)
+        return connection
+
+    def _look_at_fresh(self) -> None:
+        """Those who were accepted may have sent their requests already."""
+        if self._thread is None:
+            self.enter()  # it is the first turn, and no heart has beaten: a pool's threads must be told apart by now
+        fresh, self._fresh = self._fresh, []
+        for connection in fresh:
+            try:
+                connection.look()
+            except Exception as exc:  # a bug of ours, or it cannot be watched: this client pays, nobody else
+                self.loop.complain("unexpected error in the serving loop", exc)
+                connection.cut()
 
     def _turn_away(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         self.counters.count(figures.REFUSED)

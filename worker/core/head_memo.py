@@ -117,13 +117,13 @@ class HeadMemo:
         known = self._heads.get(head)
         if known is None:
             return None
-        # As Request() and begin() would: two calls less in what every second client's every request comes by.
+        # As Request() would: two calls less in what every second client's every request comes by.
         request = _new(Request)
         request.method, request.target, request._parts, headers, decided = known
         request.headers = headers.copy()
         request.version = "1.1"
         request.scheme = "http"
-        request.peer = request.local = request.file = None
+        request.peer = request.local = request.content = request.opened = None
         request.expects_continue = request.offers_upgrade = False
         if decided is None:
             request.keep_alive = True
