@@ -35,6 +35,7 @@ DECIDING = frozenset(
 SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))  # not to stay in memory
 # translate() changes each control character but HTAB.  It is fastest so, and gives the same object if there is none.
 _NO_CONTROL = bytes(i ^ 1 if (i < 32 and i != 9) or i == 127 else i for i in range(256))
+_HTAB = 9
 _new = Request.__new__  # __init__ would cost half of what parsing does
 
 
@@ -67,7 +68,7 @@ class _Fields(dict[bytes, Header]):
         header = lower, value.strip(b" \t")
         known: dict[bytes, Header] = self
         if lower in DECIDING:
-            if b"\t" in value:  # llhttp takes none behind a coding
+            if _HTAB in value:  # llhttp takes none behind a coding
                 raise _Doubt
             if lower != b"connection" or header[1].lower() != b"keep-alive":  # which goes without saying
                 self.deciding.append(header)
@@ -89,7 +90,7 @@ class HeadMemo:
 
     Args:
         names: Names of fields, as sent, to lower case: who is in it was found to be a token.
-        judge_line: A request line to its method, target and version; None if it is not good.
+        judge_line: A request line to its method, target and version; raises Rejected.
         settle: Tells a request, of HTTP/1.1 and in origin-form, what its fields decide; raises Rejected.
     """
 
@@ -97,11 +98,12 @@ class HeadMemo:
         self,
         limits: Limits,
         names: Mapping[bytes, bytes],
-        judge_line: Callable[[bytes], tuple[str, bytes, str] | None],
+        judge_line: Callable[[bytes], tuple[str, bytes, str]],
         settle: Callable[[Request, list[Header]], None],
     ) -> None:
         self._header_bytes = limits.header_bytes
         self._most_parts = limits.header_count + 3
+        self._line_bytes = limits.line_bytes
         self._judge_line = judge_line
         self._settle = settle
         self._heads: dict[bytes, Known] = {}  # short ones, all of whose lines came before
@@ -180,10 +182,15 @@ class HeadMemo:
         return True
 
     def _learn_line(self, line: bytes) -> Line | None:
-        judged = self._judge_line(line)
-        if judged is None or judged[2] != "1.1" or judged[1][:1] != b"/":
+        if len(line) > self._line_bytes:
             return None
-        known = (judged[0], judged[1], split_target(judged[1]))
+        try:
+            method, target, version = self._judge_line(line)  # with a control character in it, it is none
+        except Rejected:
+            return None
+        if version != "1.1" or target[:1] != b"/":
+            return None
+        known = method, target, split_target(target)
         if len(line) <= _LONGEST:
             _make_room(self._lines)
             self._lines[line] = known

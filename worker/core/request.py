@@ -11,6 +11,7 @@ TargetParts = tuple[bytes, str, bytes, dict[str, Any] | None]
 """Of a target in origin-form: the path as sent, the path decoded, and the query.  And, if all of the head came
 before, a place for what an application's interface makes of it, shared by all requests with this very head."""
 
+_HASH, _PERCENT = b"#%"  # numbers are looked for three times faster than bytes of length 1
 _HEX = {b"%02x" % i: bytes((i,)) for i in range(256)}
 _HEX |= {key.upper(): value for key, value in _HEX.items()}
 _HEX |= {bytes((a, b)): _HEX[bytes((a, b)).lower()] for a in b"abcdefABCDEF" for b in b"abcdefABCDEF"}
@@ -18,7 +19,7 @@ _HEX |= {bytes((a, b)): _HEX[bytes((a, b)).lower()] for a in b"abcdefABCDEF" for
 
 def unquote(raw: bytes) -> bytes:
     """Percent-decode; an escape that is none stays as it is (RFC 3986 §2.4 says decode once, never twice)."""
-    if b"%" not in raw:
+    if _PERCENT not in raw:
         return raw
     first, *rest = raw.split(b"%")
     parts = [first]
@@ -30,7 +31,9 @@ def unquote(raw: bytes) -> bytes:
 
 def split_target(target: bytes) -> TargetParts:
     """Of a target in origin-form; its path is UTF-8, or else Latin-1."""
-    path, _, query = target.partition(b"#")[0].partition(b"?")
+    if _HASH in target:
+        target = target.partition(b"#")[0]
+    path, _, query = target.partition(b"?")
     decoded = unquote(path)
     try:
         return path, decoded.decode(), query, None
@@ -136,3 +139,16 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target.decode('latin-1')}>"
+
+
+def _settle_attributes() -> None:
+    """Let the first instance have all attributes: CPython has room for those of the first ones, and what only later
+    ones have costs them a dict of their own.
+    """
+    request = Request("", b"", "1.0")
+    for name, value in vars(Request).items():
+        if not name.startswith("__") and not callable(value) and not isinstance(value, property):
+            setattr(request, name, value)
+
+
+_settle_attributes()
