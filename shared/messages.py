@@ -79,6 +79,16 @@ class HandedOver(NamedTuple):
     left: int = 0  # connections that are still here
 
 
+class ReplaceMe(NamedTuple):
+    """Somebody wants this worker to leave: put another one in its place.  It serves on, and is told when to drain.
+
+    Answered by ``replacing``.  Without that answer nobody may be there, or one who does not know the word: then it
+    leaves by itself.
+    """
+
+    why: str = "SIGTERM"  # the signal that it was sent
+
+
 class Failed(NamedTuple):
     """The worker cannot serve.  It exits after this."""
 
@@ -198,6 +208,14 @@ class Drain(NamedTuple):
     lane: str = ""  # as with `quiesce`; without one nothing is handed over any more
     lane_version: int = 0
     readers: int = 0
+    idle_s: float = (
+        0.0  # connections without a request are ended after so long; 0: they have ``timeout_s`` as well
+    )
+
+
+class Replacing(NamedTuple):
+    """Answer to ``replace-me``: it is written down, and a supervisor that takes over will know.  `drain` follows when
+    the other worker accepts."""
 
 
 class Shutdown(NamedTuple):
@@ -211,9 +229,9 @@ class Unknown(NamedTuple):
 
 
 Message = (
-    Hello | Ready | Accepting | Quiesced | Resumed | HandedOver | Drained | Failed
+    Hello | Ready | Accepting | Quiesced | Resumed | HandedOver | Drained | ReplaceMe | Failed
     | Identify | Configure | Listen | Unlisten | UseScoreboard | UseLog | UseLane | Probe
-    | Accept | Quiesce | Shed | Resume | Drain | Shutdown | Unknown
+    | Accept | Quiesce | Shed | Resume | Drain | Replacing | Shutdown | Unknown
 )  # fmt: skip
 
 # The word on the wire.  A table and not the class's name: a class may be renamed, a word may not.
@@ -225,6 +243,7 @@ WORDS: dict[str, type[Any]] = {
     "resumed": Resumed,
     "handed-over": HandedOver,
     "drained": Drained,
+    "replace-me": ReplaceMe,
     "failed": Failed,
     "identify": Identify,
     "configure": Configure,
@@ -239,6 +258,7 @@ WORDS: dict[str, type[Any]] = {
     "shed": Shed,
     "resume": Resume,
     "drain": Drain,
+    "replacing": Replacing,
     "shutdown": Shutdown,
 }
 WORD_OF: dict[type[Any], str] = {cls: word for word, cls in WORDS.items()}

@@ -194,7 +194,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("reconfigure", "new settings without new code", "quiesce reconfigure", _nothing),
     Command("reexec", "replace the supervisor's own code in place", "quiesce reexec", _reexec),
     Command("reopen", "re-open log files, after they have been rotated", "quiesce reopen", _nothing),
-    Command("stop", "finish what was accepted, then exit", "quiesce stop --name shop", _stop),
+    Command(
+        "stop",
+        "finish requests under way, then exit; idle connections are closed after a second",
+        "quiesce stop --name shop",
+        _stop,
+    ),
     Command("check", "are this configuration and application good?", "quiesce check shop.wsgi", _check),
     Command(
         "systemd",

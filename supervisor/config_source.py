@@ -106,7 +106,17 @@ def entries_of(document: Mapping[str, object], shown: str, base: str) -> Entries
     return entries
 
 
+#: What people ask for that is not there yet.
+LATER = {
+    "rollout.canary": "canary rollouts come with a later version of quiesce; leave it out. Until then the whole new "
+    'release serves in its "bake", and a failure there goes back at once',
+    "tls": "TLS comes with a later version of quiesce; leave it out, and terminate TLS in front",
+}
+
+
 def _unknown(name: str, shown: str) -> ConfigError:
+    if name in LATER:
+        return ConfigError(f'{shown}: "{name}": {LATER[name]}')
     section, _, leaf = name.rpartition(".")
     return ConfigError(f'{shown}: unknown key "{name}"; {_suggestion(section, leaf)}')
 

@@ -60,6 +60,7 @@ class Generation:
         self.lane = lane  # None: no descriptors were left for one
         self.workers: dict[int, Worker] = {}  # by number; a reaped one is taken out
         self.backoff = Backoff()
+        self.vacancies: list[int] = []  # places that nobody has yet: how many have died in each
         self.dead = dict.fromkeys(COUNTERS, 0)  # counters of those that are gone
         self.cut = 0  # connections that its drain had to end with a request unanswered
         self.lost = 0  # connections that went with workers of it that died
@@ -80,6 +81,7 @@ class Generation:
             lane=self.lane.key if self.lane is not None else "",
             lane_ended=self.lane is not None and self.lane.ended,
             lost=self.lost,
+            vacancies=self.vacancies,
         )
 
     def accepting(self) -> int:
@@ -125,6 +127,7 @@ class Crew:
         self.remake: Callable[[Generation], Recipe] = lambda generation: (
             generation.recipe
         )  # a broken one, anew
+        self.on_wish: Callable[[Worker], None] = lambda worker: None  # a worker asks to be replaced
         self.next_number: dict[str, int] = {}  # by release: a worker's name is never used twice
         self._spawner = Spawner()
         self._on_change = on_change
@@ -188,6 +191,8 @@ class Crew:
         self.scoreboard.clear(slot)
         parts = Parts(os.urandom(8).hex(), spawned.pid, spawned.pidfd, Channel(ours, max_fds=0), capture)
         worker = self._add(generation, Worker(self, parts, slot, number, terms, _key(generation)))
+        if generation.vacancies:
+            worker.restarts = generation.vacancies.pop(0)
         # Before it is stored it sees the end of its channel if we die now, and leaves: it was told nothing yet.
         self.save()
         self.log.debug("worker spawned", worker=worker.id, pid=worker.pid, python=release.python)
@@ -209,6 +214,7 @@ class Crew:
 
     def _add(self, generation: Generation, worker: Worker) -> Worker:
         worker.watcher = lambda w, old, new: self._changed(generation, w, old, new)
+        worker.on_wish = lambda w: self.on_wish(w)
         generation.workers[worker.number] = worker
         if self._trial_watch is None:
             self._watch_trials()
@@ -230,7 +236,7 @@ class Crew:
         generation = self._add_generation(release, recipe, lane)
         if record.lane_ended:
             self.hand_over.end(generation)
-        generation.lost = record.lost
+        generation.lost, generation.vacancies = record.lost, list(record.vacancies)
         generation.born, generation.backoff, generation.cut = (
             record.born,
             Backoff(*record.backoff),

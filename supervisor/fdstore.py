@@ -153,6 +153,10 @@ class FdStore:
     def _with_manager(self, names: Iterable[str]) -> bool:
         return self.works is not False and self._missing.keys().isdisjoint(names)
 
+    def lost_its_manager(self, why: str) -> None:
+        """Whoever kept all this is dead: until :meth:`put_all_again` nothing is kept, and nobody is waited for."""
+        self._fails(why)
+
     def put_all_again(self) -> None:
         """Give all to another manager, after ``Notifier.move_to``.
 

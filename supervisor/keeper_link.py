@@ -113,6 +113,7 @@ class KeeperLink:
         now = self._loop.now()
         self._backoff, delay_s, _ = after_death(self._backoff, now, now - self._since)
         self._log.warning("keeper lost; starting another", pid=self.pid, delay_s=delay_s)
+        self._store.lost_its_manager(f"the keeper (pid {self.pid}) died, and another one is started")
         self.pid = None
         self._on_change()
         self._again(delay_s)
@@ -130,6 +131,7 @@ class KeeperLink:
         except OSError as exc:
             self._backoff, delay_s, _ = after_death(self._backoff, self._since, 0.0)
             self._log.error("no keeper can be started", why=exc, again_in_s=delay_s)
+            self._store.lost_its_manager(f"the keeper died, and no other one can be started: {exc}")
             self._again(delay_s)
             return
         # The socket was bound before the keeper began: what is said from here on waits in it.

@@ -214,7 +214,8 @@ def _worker_rows(workers: Sequence[Doc], now: float, figure: Callable[[object], 
     """What no worker has takes no column."""
     counts = [_worker_counts(item) for item in workers]
     optional = [name for name in ("TLS", "UPGR", "OUT", "IN") if any(count.get(name) for count in counts)]
-    names = ["OPEN", "IDLE", "BUSY", *optional, "REQUESTS"]
+    restarts = ["RESTARTS"] if any(count.get("RESTARTS") for count in counts) else []
+    names = ["OPEN", "IDLE", "BUSY", *optional, "REQUESTS", *restarts]
     rows = [["WORKER", "PID", "STATE", *names, "AGE"]]
     for item, count in zip(workers, counts, strict=True):
         since = item.get("since")
@@ -236,6 +237,7 @@ def _worker_counts(item: Doc) -> dict[str, Any]:
         "OUT": item.get("handed_out"),
         "IN": item.get("taken_in"),
         "REQUESTS": item.get("requests"),
+        "RESTARTS": item.get("restarts"),
     }
 
 

@@ -92,6 +92,7 @@ class Service:
         self.ids = history.used_ids()
         self._waiters = Waiters()
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers)
+        self.crew.on_wish = self.upkeep.replace_at_its_wish
 
     @property
     def settings(self) -> Settings:
@@ -409,6 +410,7 @@ class Service:
             self._tell_runs(generation, worker)
             self._tend(generation, worker, old, new)
         if new is WorkerState.REAPED:
+            self.upkeep.replaced.discard(worker.id)
             self._forget_if_empty(generation)
         self._waiters.look()
         self.changed()
@@ -430,7 +432,7 @@ class Service:
         if new is WorkerState.REAPED:
             self.upkeep.buried(generation, worker)
         elif new is WorkerState.DRAINING:
-            self.upkeep.plan()  # it leaves unasked (SIGTERM from somebody else): its successor starts now
+            self.upkeep.leaves(generation, worker)
 
     def _say_lost(self, generation: Generation, worker: Worker) -> None:
         self.log.error("worker lost", worker=worker.id, pid=worker.pid, reason=worker.failure)
@@ -474,7 +476,10 @@ class Service:
     # -- stopping --------------------------------------------------------------------------------
 
     def stop(self, *, now: bool) -> None:
-        """Let every worker finish (``now``: as fast as is polite) and leave; then ``on_gone``."""
+        """Let every worker finish (``now``: as fast as is polite) and leave; then ``on_gone``.
+
+        Requests under way have ``drain_timeout``; who asks nothing is not waited for.
+        """
         wish = Stopping.FAST if now else Stopping.GRACEFUL
         if wish.value <= self.stopping.value:
             return
@@ -491,7 +496,10 @@ class Service:
         for worker in list(self.crew):
             self.crew.hand_over.aim(worker, Why.STOPPED)
             fast = now or (left and not worker.counter(Field.CONN_BUSY))
-            worker.ask(WorkerEvent.LEAVE_ASKED if fast else WorkerEvent.DRAIN_ASKED)
+            if fast:
+                worker.ask(WorkerEvent.LEAVE_ASKED)
+            else:
+                worker.finish()
         self.changed()
         if self.crew.all_gone():
             self.loop.call_soon(self._all_gone)

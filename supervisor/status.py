@@ -99,6 +99,7 @@ def _worker(service: Service, worker: Worker) -> dict[str, Any]:
         "handed_out": worker.counter(Field.HANDED_OUT),
         "taken_in": worker.counter(Field.HANDED_IN),
         "requests": worker.counter(Field.REQUESTS),
+        "restarts": worker.restarts,
         "since": _wall(service, worker.since),
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from quiesce.shared.errors import SpawnError
+from quiesce.shared.messages import Replacing
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor.config import Settings
 from quiesce.supervisor.core import backoff, fleet, recycle
@@ -51,7 +52,7 @@ class Upkeep:
         self._loop = crew.loop
         self._log = crew.log
         self._owner = owner
-        self.replaced: set[str] = set()  # ids of stuck workers that leave when their successors accept
+        self.replaced: set[str] = set()  # ids of workers that leave when their successors accept
         # By the release's id: a generation would be kept alive for a minute, with all that it was made from.
         self._samples: deque[tuple[float, str, Sample]] = deque(maxlen=int(MINUTE_S / TICK_S) + 1)
         self._respawn = self._loop.call_at(self._loop.now(), lambda: None)
@@ -70,15 +71,23 @@ class Upkeep:
             worker.use_log(self._owner.log_fd)
             self._log.info("worker accepting", worker=worker.id, pid=worker.pid)
             self._send_replaced()
+        elif new is WorkerState.QUIESCED:
+            self._send_replaced()  # the successor of one that is held
+
+    def leaves(self, generation: Generation, worker: Worker) -> None:
+        """A worker of the serving release drains: unasked, and then it is dying most often, or on our word."""
+        if not worker.asked_to_leave:
+            self._vacate(generation, worker, died=True)
+        self.plan()
 
     def buried(self, generation: Generation, worker: Worker) -> None:
         """A worker of the serving release is gone: make up for it, sooner or later."""
-        self.replaced.discard(worker.id)
         if worker.failure:
             self._after_death(generation, worker)
         self.plan()
 
     def _after_death(self, generation: Generation, worker: Worker) -> None:
+        self._vacate(generation, worker, died=True)
         now = self._loop.now()
         lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
         verdict = backoff.after_death(generation.backoff, now, lived)
@@ -89,6 +98,13 @@ class Upkeep:
                 f"one because {worker.failure}; quiesce goes on trying, every {backoff.MAX_DELAY_S:.0f} s in the end; "
                 "deploy a fix with `quiesce upgrade` or go back with `quiesce rollback`"
             )
+
+    @staticmethod
+    def _vacate(generation: Generation, worker: Worker, *, died: bool) -> None:
+        """Its place is free for another one, if it is not another one's already."""
+        if not worker.has_left_place:
+            worker.has_left_place = True
+            generation.vacancies.append(worker.restarts + died)
 
     # -- all of them --------------------------------------------------------------------
 
@@ -101,6 +117,8 @@ class Upkeep:
         members = [Member(w.number, w.state) for w in generation if w.id not in self.replaced]
         plan = fleet.plan(self.wanted, members, now, generation.backoff.not_before)
         self._retire([generation.workers[number] for number in plan.retire])
+        if not plan.spawn and plan.wake_at is None:
+            generation.vacancies.clear()  # no place is left that nobody has
         if plan.spawn > SPAWNS_A_TURN:  # the loop has others to serve, the watchdog among them
             self._loop.call_at(now, self.plan)
         for _ in range(min(plan.spawn, SPAWNS_A_TURN)):
@@ -115,6 +133,7 @@ class Upkeep:
         if plan.wake_at is not None:
             self._respawn.cancel()
             self._respawn = self._loop.call_at(plan.wake_at, self.plan)
+        self._send_replaced()  # fewer may be wanted than there were
 
     def _retire(self, workers: list[Worker]) -> None:
         """Let them hand over to their siblings, and go."""
@@ -220,15 +239,31 @@ class Upkeep:
 
     def _make_room_for_successor(self, worker: Worker) -> None:
         self.replaced.add(worker.id)
+        serving = self._owner.serving
+        if serving is not None and serving.workers.get(worker.number) is worker:
+            self._vacate(serving, worker, died=False)
         self._owner.save()
         self.plan()
 
+    def replace_at_its_wish(self, worker: Worker) -> None:
+        """Somebody told it to leave: another one takes its place, and then what it has moves there.
+
+        In the middle of a rollout too: it is written down, and looked at again when that is decided.
+        """
+        if worker.state in GOING:
+            return  # it has its order
+        if worker.id not in self.replaced:
+            self._log.info("worker is recycled", worker=worker.id, pid=worker.pid, reason=recycle.TOLD_TO_GO)
+            self._make_room_for_successor(worker)
+        worker.tell(Replacing())
+
     def _send_replaced(self) -> None:
-        """Successors accept: those that they replace may go."""
-        serving = self._owner.serving
-        stuck = [worker for worker in serving or () if worker.id in self.replaced]
-        if serving is not None and serving.accepting() >= self.wanted + len(stuck):
-            self._retire(stuck)
+        """Successors are in their places: those that they replace may go."""
+        staying = self._staying()
+        going = [worker for worker in staying if worker.id in self.replaced]
+        in_place = [w for w in staying if w.id not in self.replaced and w.state in _IN_PLACE]
+        if going and len(in_place) >= self.wanted:
+            self._retire(going)
 
     def _recycle(self, serving: Generation, now: float) -> None:
         """Replace one that has served long enough: start before stop, one at a time, at full strength."""
@@ -262,4 +297,6 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+#: It does what is wanted of it: what others hand over is safe with it.  Quiesced, if that is what somebody wants.
+_IN_PLACE = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED))
 _WATCHED = frozenset((WorkerState.ACCEPTING, WorkerState.QUIESCED, WorkerState.DRAINING))

@@ -12,7 +12,8 @@ from quiesce.supervisor.worker_parts import House
 # After `quiesced`: a worker that has not said by then what it has moved is waited for no longer.
 MOVING_S = 2.0
 
-Send = Callable[[msg.Message, Sequence[int]], bool]
+Send = Callable[[msg.Message, Sequence[int]], int | None]
+"""Says it, and returns its number; None: it will never be heard."""
 
 
 class WorkerLanes:
@@ -34,6 +35,7 @@ class WorkerLanes:
         self.moving = False
         self.reading = False
         self.said: msg.HandedOver | None = None  # of the last order that named a lane
+        self._asked: int | None = None  # the number of that order
         self._reads = [own] if own else []
         self._house = house
         self._worker = worker
@@ -86,11 +88,13 @@ class WorkerLanes:
         """Say it, with the lane that was chosen, if somebody reads that."""
         named = self._named(self.target)
         self.settle()
+        self._asked = None
         if named is None:
             self._send(order, ())
         else:
+            self.said = None
             self.moving = isinstance(order, msg.Quiesce)
-            self._send_naming(named, order)
+            self._asked = self._send_naming(named, order)
 
     def shed(self, count: int) -> None:
         """Have it give some idle ones to its siblings."""
@@ -101,20 +105,25 @@ class WorkerLanes:
     def _named(self, key: str) -> Named | None:
         return self._house.named(key, self._worker) if self.version else None
 
-    def _send_naming(self, named: Named, order: msg.Quiesce | msg.Drain | msg.Shed) -> None:
+    def _send_naming(self, named: Named, order: msg.Quiesce | msg.Drain | msg.Shed) -> int | None:
         lane, terms = named
-        self.said = None
         order = order._replace(lane=lane.name, lane_version=terms.version, readers=terms.readers)
-        self._send(order, (lane.writing.fileno(), lane.reading.fileno()))
+        return self._send(order, (lane.writing.fileno(), lane.reading.fileno()))
 
     def quiesced(self) -> None:
         """It accepts nothing any more; what it moves now has a bound."""
         if self.moving and self._patience is None:
             self._patience = self._house.loop.call_at(self._house.loop.now() + MOVING_S, self._late)
 
-    def handed_over(self, said: msg.HandedOver) -> None:
-        """What could move has moved."""
+    def handed_over(self, said: msg.HandedOver, re: int | None) -> None:
+        """What could move has moved.
+
+        ``re``: the number of the order that this answers; None: the worker does not say.  An order that another one
+        overtakes is answered as well, and then this says nothing of what the other one is to move.
+        """
         self._house.log.debug("handed over", worker=self._worker, moved=said.moved, left=said.left)
+        if re is not None and re != self._asked:
+            return
         self.said = said
         if self.moving:
             self.settle()

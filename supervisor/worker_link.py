@@ -38,6 +38,7 @@ QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` i
 ANSWER_S = 5.0  # for words whose lateness costs nothing
 DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
 EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
+STOP_IDLE_S = 1.0  # so long a connection without a request may still begin one when the instance stops
 
 
 _WORDS: dict[type, Event] = {
@@ -79,10 +80,13 @@ class Worker:
         self.state = State.SPAWNED
         self.since = house.loop.now()
         self.accepting_since: float | None = None
+        self.restarts = 0  # how many before it, one after another, have died in its place
+        self.has_left_place = False  # to a successor
         self.threads = 0
         self._speaks = (msg.PROTOCOL, msg.OLDEST_PROTOCOL)  # until its hello
         self.interface = ""
         self.watcher: Watcher = lambda worker, old, new: None
+        self.on_wish: Callable[[Worker], None] = lambda worker: None  # it asks to be replaced
         self.connections_cut = 0
         self._house = house
         self._terms = terms
@@ -91,9 +95,11 @@ class Worker:
         self._pidfd = parts.pidfd
         self._deadline = Deadline(house.loop, self._on_deadline)
         self._prober: Prober | None = None
-        self.lanes = WorkerLanes(house, self.id, lane, self._send, self._moved)
-        self._asked_to_leave = False
+        self.lanes = WorkerLanes(house, self.id, lane, self._wire.tell, self._moved)
+        self.asked_to_leave = False
+        self._wishes_to_go = False
         self._hurried = False  # told to end at once
+        self._idle_s = 0.0  # of its next `drain`
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
         if self._pidfd >= 0:
             house.loop.watch(self._pidfd, self._on_exit)
@@ -145,10 +151,11 @@ class Worker:
             protocol=self._speaks[0],
             oldest_protocol=self._speaks[1],
             on_trial=self._evidence.on_trial,
-            asked_to_leave=self._asked_to_leave,
+            asked_to_leave=self.asked_to_leave,
             failure=self.failure,
             detail=self.detail[-MAX_KEPT_DETAIL_CHARS:],
             cut=self.connections_cut,
+            restarts=self.restarts,
         )
         self.lanes.record(record)
         return record
@@ -160,9 +167,9 @@ class Worker:
         self._speaks = record.protocol, record.oldest_protocol
         evidence = self._evidence
         evidence.failure, evidence.detail, evidence.on_trial = record.failure, record.detail, record.on_trial
-        self.connections_cut = record.cut
+        self.connections_cut, self.restarts = record.cut, record.restarts
         self._deadline.recall(record.deadline, record.waited_since)
-        self._asked_to_leave = record.asked_to_leave
+        self.asked_to_leave = record.asked_to_leave
         self.lanes.recall(record)
 
     def take_over(self) -> None:
@@ -213,7 +220,7 @@ class Worker:
     def _retire(self, why: str) -> None:
         """We cannot talk to it, but it must not be left alone: without a channel it finishes what it has and leaves."""
         self._house.log.warning("worker is retired", worker=self.id, pid=self.pid, reason=why)
-        self._asked_to_leave = True
+        self.asked_to_leave = True
         self.on_wire_lost()
 
     def on_stale(self, message: msg.Message) -> None:
@@ -231,9 +238,15 @@ class Worker:
     def ask(self, event: Event) -> None:
         """Give it an event that a rollout, the fleet or a command asks for."""
         if event in (Event.LEAVE_ASKED, Event.DRAIN_ASKED):
-            self._asked_to_leave = True
+            self.asked_to_leave = True
         self._hurried = self._hurried or event is Event.LEAVE_ASKED
         self._handle(event)
+
+    def finish(self) -> None:
+        """The instance stops: nobody is left who could have its connections, so those that ask nothing are ended."""
+        self._idle_s = STOP_IDLE_S
+        drains = self.state is State.DRAINING and not self._hurried
+        self.ask(Event.LANE_ASKED if drains else Event.DRAIN_ASKED)
 
     def redirect(self, target: str) -> None:
         """What it has shall go into another lane than it was told before; "": it shall stay."""
@@ -255,7 +268,7 @@ class Worker:
     def fail(self, why: str) -> None:
         """Kill it for a fault that was observed from outside (a stalled loop)."""
         self._lost(why)
-        self._asked_to_leave = False
+        self.asked_to_leave = False
         self._signal(signal.SIGKILL)
 
     def probe_again(self, done: Callable[[Verdict], None]) -> Prober:
@@ -296,7 +309,7 @@ class Worker:
 
     def counter(self, field: Field) -> int:
         """A field of its scoreboard slot: a hint."""
-        return int(self._house.scoreboard.slot(self.slot)[field])
+        return self._house.scoreboard.reading(self.slot, field)
 
     def stands_still(self, now: float, since_s: float) -> bool:
         """Has its loop not turned for so long, for whatever reason?  A hint; of one that never said so: no."""
@@ -305,10 +318,14 @@ class Worker:
 
     # -- events -------------------------------------------------------------------------
 
-    def on_message(self, message: msg.Message) -> None:
+    def on_message(self, message: msg.Message, re: int | None) -> None:
         self.copy_output()
         if isinstance(message, msg.HandedOver):
-            self.lanes.handed_over(message)
+            self.lanes.handed_over(message, re)
+            return
+        if isinstance(message, msg.ReplaceMe):
+            self._wishes_to_go = True
+            self.on_wish(self)
             return
         event = _WORDS.get(type(message))
         if event is None:
@@ -353,7 +370,8 @@ class Worker:
     def _gone(self, how: Ended) -> None:
         # What it said just before it died may still lie in the channel.
         self._wire.read()
-        if not self._asked_to_leave and not self.failure:
+        as_it_wished = self._wishes_to_go and how.status == WorkerExit.OK
+        if not self.asked_to_leave and not self.failure and not as_it_wished:
             self._lost(self._why_it_ended(how))
         elif how.signal and not self.failure and (count := self.counter(Field.CONN_OPEN)):
             self._house.log.warning(
@@ -468,9 +486,13 @@ class Worker:
             except ProcessLookupError:
                 pass  # it is a zombie already; the reaper comes
 
+    def _send_drain(self) -> None:
+        self.lanes.order(msg.Drain(self._terms.drain_timeout_s, idle_s=self._idle_s))
+
     def _send_drain_rest(self) -> None:
         rest = self._deadline.rest(DRAIN_GRACE_S)
-        self.lanes.order(msg.Drain(self._terms.drain_timeout_s if rest is None else rest))
+        timeout_s = self._terms.drain_timeout_s if rest is None else rest
+        self.lanes.order(msg.Drain(timeout_s, idle_s=self._idle_s))
 
     def _send_accept(self) -> None:
         self.lanes.tell()
@@ -497,7 +519,7 @@ _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.SEND_ACCEPT: Worker._send_accept,
     Action.SEND_QUIESCE: Worker._send_quiesce,
     Action.SEND_RESUME: Worker._send_resume,
-    Action.SEND_DRAIN: lambda w: w.lanes.order(msg.Drain(w._terms.drain_timeout_s)),
+    Action.SEND_DRAIN: Worker._send_drain,
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
     Action.SEND_DRAIN_REST: Worker._send_drain_rest,
     Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),

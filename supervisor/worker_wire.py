@@ -17,7 +17,9 @@ class Listener(Protocol):
     id: str
     pid: int
 
-    def on_message(self, message: msg.Message) -> None: ...
+    def on_message(self, message: msg.Message, re: int | None) -> None:
+        """``re``: the number of what it answers."""
+
     def on_identity(self, hello: msg.Hello) -> None:
         """The answer to :meth:`Wire.identify`."""
 
@@ -100,7 +102,7 @@ class Wire:
         if is_hello and incoming.re in self._asked:
             self._asked.pop(incoming.re)()
         elif self._identify is None:
-            self._listener.on_message(message)
+            self._listener.on_message(message, incoming.re)
         elif isinstance(message, msg.Hello) and incoming.re == self._identify:
             self._identify = None
             self._listener.on_identity(message)

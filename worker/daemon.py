@@ -20,7 +20,8 @@ from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
-from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
+from quiesce.worker.net.alone import Alone
+from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters, TurnCounters
 from quiesce.worker.net.deadline import Together
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
@@ -73,6 +74,16 @@ class Daemon:
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
 
+    # fmt: off
+    # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
+    __slots__ = (
+        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_has_turns", "_heartbeat", "_in_call",
+        "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread", "_unready",
+        "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate", "hear",
+        "is_inline", "limits", "loop", "moving", "parser", "recheck_s", "roster",
+    )
+    # fmt: on
+
     def __init__(
         self,
         app: App,
@@ -102,7 +113,8 @@ class Daemon:
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
         )  # the application is called in the loop's thread
-        self.counters = Counters(slot) if self.is_inline else SharedCounters(slot)
+        self._has_turns = self.is_inline and loop.has_turns
+        self.counters = self._make_counters(slot)
         self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
@@ -132,18 +144,26 @@ class Daemon:
             reserve,
             turn_away or self._turn_away,
         )
-        self.connect: Connect = connect or Connection
+        self.connect: Connect = connect or (Alone if self.is_inline else Connection)
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
         getattr(app, "when_idle", lambda callback: None)(self._call_over)
-        dates = HttpDate()
-        self.date, self.date_line = dates.date, dates.line
+        self.dates = HttpDate()
         self._thread: int | None = None
         if slot is not None:
             loop.slot = slot
         self._heartbeat: Timer | None = loop.call_at(loop.now(), self._beat) if heartbeat else None
+
+    def _make_counters(self, slot: memoryview | None) -> Counters:
+        if not self.is_inline:
+            return SharedCounters(slot)
+        if not self._has_turns:
+            return Counters(slot)
+        counters = TurnCounters(slot)
+        self.loop.turned = counters.turned
+        return counters
 
     # -- listeners ------------------------------------------------------------------------------
 
@@ -378,25 +398,23 @@ class Daemon:
 
     # -- calling the application ----------------------------------------------------------------------
 
-    def call(self, exchange: Exchange) -> None:
+    def call(self, exchange: Exchange, now_ns: int) -> None:
         """Have a request answered, here or by the pool."""
-        now = monotonic_ns()
-        if not exchange.since_ns:
-            exchange.since_ns = now
         if self._ready_path and self._answer_ready(exchange):
             return
         if self._pool is not None:
             self._pool.submit(exchange)
             return
-        slot = self.counters.slot
-        slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
+        slot = self.counters.slot
+        slot[IN_REQUEST_SINCE_NS] = now_ns
         try:
             self.app.handle(exchange)
         except BaseException as exc:  # SystemExit too: one request does not end the process
             exchange.fail(exc)
         self._in_call = False
-        slot[IN_REQUEST_SINCE_NS] = 0
+        if not self._has_turns:  # whose end says so
+            slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self.check_empty()
 

@@ -19,12 +19,16 @@ from quiesce.worker import output
 from quiesce.worker.core.standing import Action, Event, State, step
 from quiesce.worker.daemon import Daemon
 from quiesce.worker.inbox import Inbox, one, sockets_of, target_of
-from quiesce.worker.loops.base import READ, WRITE, Loop
+from quiesce.worker.loops.base import READ, WRITE, Loop, Timer
+from quiesce.worker.net.idlers import end_idle
 from quiesce.worker.net.lane_writer import Target
 from quiesce.worker.proctitle import ProcTitle
 from quiesce.worker.supervisor_link import Link, complain
 
 TITLE_EVERY_S = 0.25
+# For the answer to `replace-me`: longer than a dead supervisor's successor needs, shorter than those wait who send
+# SIGKILL after SIGTERM.
+REPLACING_S = 3.0
 
 _STATE_TOLD = {State.FAREWELL: State.DRAINING, State.LEAVING: State.DRAINED}
 
@@ -74,12 +78,16 @@ class Orders:
         self._drain_timeout_s = conf.drain_timeout_s
         self._drain_seq: int | None = None
         self._drain_until = inf
+        self._idle_s = 0.0  # 0: connections without a request have until then, too
+        self._idle_timer: Timer | None = None
         self._target: Target | None = None  # of the order that is being obeyed
         self._has_accepted = False
         self._watches_write = False
         self._title = ProcTitle(conf.name, conf.worker)
         self._title_armed = False
         self._signals: tuple[int, int] | None = None
+        self._told_to_go = False  # by a signal
+        self._unanswered: Timer | None = None  # `replace-me`
 
     # -- beginning ----------------------------------------------------------------------
 
@@ -133,13 +141,34 @@ class Orders:
             self._on_sigterm()
 
     def _on_sigterm(self) -> None:
-        # Past a drain's deadline it is the supervisor's last word before SIGKILL: what is left is cut, so that
-        # the application still ends normally.
-        is_late = self._loop.now() >= self._drain_until or self.state is State.FAREWELL  # a second one
-        if is_late:
+        if self._loop.now() >= self._drain_until:
+            # Past a drain's deadline it is the supervisor's last word before SIGKILL: what is left is cut, so that the
+            # application still ends normally.
             self._handle(Event.SHUTDOWN)
+        elif self.state is State.FAREWELL or not self._told_to_go:
+            self._told_to_go = True
+            self._handle(Event.TOLD_TO_GO)
         else:
-            # Somebody else sent it.  EOF tells the supervisor at once, so that it puts another in our place.
+            # Somebody insists.  EOF tells the supervisor.
+            self._farewell()
+
+    def _ask_to_be_replaced(self) -> None:
+        self._link.say(msg.ReplaceMe(signal.SIGTERM.name))
+        if self._unanswered is None:
+            self._unanswered = self._loop.call_at(self._loop.now() + REPLACING_S, self._not_replaced)
+
+    def _replacing(self, _incoming: Incoming) -> None:
+        if self._unanswered is not None:
+            self._unanswered.cancel()
+            self._unanswered = None
+
+    def _not_replaced(self) -> None:
+        self._unanswered = None
+        if self.state in (State.READY, State.ACCEPTING, State.QUIESCED):
+            complain(
+                f"worker {self._conf.worker} was sent SIGTERM, and the supervisor does not answer: it finishes what it "
+                "has, and leaves"
+            )
             self._farewell()
 
     def descriptors(self) -> list[int]:
@@ -247,6 +276,8 @@ class Orders:
 
     def _identify(self, incoming: Incoming) -> None:
         self._link.say(hello(self._conf, self.state, self._ready), re=incoming.seq)
+        if self._unanswered is not None:
+            self._ask_to_be_replaced()  # the one before may not have heard it
 
     def _configure(self, incoming: Incoming) -> None:
         # A supervisor that took over does not know whether the one before it came to say this.
@@ -265,6 +296,7 @@ class Orders:
         assert isinstance(incoming.message, msg.Drain)
         self._drain_timeout_s = max(0.0, incoming.message.timeout_s)
         self._drain_seq = incoming.seq
+        self._idle_s = max(0.0, incoming.message.idle_s)
         self._handle_with_lane(Event.DRAIN, incoming.message, incoming)
 
     def _handle_with_lane(self, event: Event, message: msg.Quiesce | msg.Drain, incoming: Incoming) -> None:
@@ -309,6 +341,7 @@ class Orders:
         elif action is Action.DRAIN:
             self._drain_until = self._loop.now() + self._drain_timeout_s
             daemon.drain(self._drain_timeout_s, self._on_empty)
+            self._end_idle_later()
         elif action is Action.LEAVE:
             self._leave()
         elif action is Action.SAY_READY:
@@ -322,9 +355,23 @@ class Orders:
             say(msg.Resumed(), re=seq)
         elif action is Action.SAY_DRAINED:
             say(msg.Drained(daemon.cut), re=self._drain_seq)
+        elif action is Action.SAY_REPLACE_ME:
+            self._ask_to_be_replaced()
 
     def _on_empty(self) -> None:
         self._handle(Event.EMPTY)
+
+    def _end_idle_later(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._idle_s:
+            self._idle_timer = self._loop.call_at(self._loop.now() + self._idle_s, self._end_idle)
+
+    def _end_idle(self) -> None:
+        if self._daemon.draining:
+            end_idle(self._daemon)
+            self._end_idle_later()  # one that has sent an empty line, or comes by a lane that has not ended yet
 
     def _leave(self) -> None:
         """Let go of every connection, end the application, stop the loop."""
@@ -376,6 +423,7 @@ _ORDERS: dict[type[Any], Callable[[Orders, Incoming], None]] = {
     msg.Quiesce: Orders._quiesce,
     msg.Shed: Orders._shed,
     msg.Drain: Orders._drain,
+    msg.Replacing: Orders._replacing,
     msg.Accept: _by_event(Event.ACCEPT),
     msg.Resume: _by_event(Event.RESUME),
     msg.Shutdown: _by_event(Event.SHUTDOWN),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 JITTER = 0.1
+TOLD_TO_GO = "somebody sent it SIGTERM"
 
 
 class Limits(NamedTuple):

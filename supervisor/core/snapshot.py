@@ -45,6 +45,7 @@ class WorkerRecord(msgspec.Struct, omit_defaults=True):
     lane_version: int = 0  # newest record of a connection that it reads; 0: it knows no lanes
     lanes: list[str] = []  # keys of those that it was given to read
     target: str = ""  # key of the one that it was told to hand over to
+    restarts: int = 0
 
 
 class GenerationRecord(msgspec.Struct, omit_defaults=True):
@@ -60,6 +61,7 @@ class GenerationRecord(msgspec.Struct, omit_defaults=True):
     lane: str = ""  # its key
     lane_ended: bool = False
     lost: int = 0  # connections that went with workers of it that died
+    vacancies: list[int] = []  # the restarts of workers to come
 
 
 class RunRecord(msgspec.Struct, omit_defaults=True):

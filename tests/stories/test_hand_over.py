@@ -198,6 +198,48 @@ def test_scaling_setting_aside_and_recycling_under_load(tmp_path: Path, notes: N
         instance.settled(2)
 
 
+@pytest.mark.parametrize("flavour", ["wsgi", "asgi"])
+def test_somebody_sends_each_worker_sigterm_and_nobody_is_closed(
+    flavour: str, tmp_path: Path, notes: Notes, port: Port
+) -> None:
+    release = build(tmp_path, "v1", notes, flavour)
+    with serving(tmp_path, release, port, SIZE) as (instance, crowd):
+        for pid in instance.worker_pids():
+            kill(pid, signal.SIGTERM)
+            instance.wait_status(
+                lambda status, pid=pid: (
+                    pid not in [worker["pid"] for worker in status["workers"]]
+                    and [worker["state"] for worker in status["workers"]] == ["accepting", "accepting"]
+                )
+            )
+            everybody(crowd, SIZE, "v1")
+        log = instance.log_text()
+        assert log.count("worker is recycled") == 2 and "SIGTERM" in log
+        assert instance.status()["counters"]["accepted_total"] < sum(SIZE) + 20, "nobody had to connect again"
+
+
+def test_the_supervisor_dies_with_a_worker_s_wish_to_go(tmp_path: Path, notes: Notes, port: Port) -> None:
+    """Its successor hears of it: from the state if it was written down, from the worker if it was not."""
+    release = build(tmp_path, "v1", notes)
+    size = Size(idle=50, busy=4)
+    with serving(tmp_path, release, port, size) as (instance, crowd):
+        instance.expect(r"supervisor died")
+        first, second = instance.worker_pids()
+        supervisor = instance.supervisor_pid
+        kill(supervisor, signal.SIGSTOP)
+        kill(first, signal.SIGTERM)  # read by nobody
+        kill(second, signal.SIGTERM)
+        kill(supervisor, signal.SIGKILL)
+        instance.wait_restarted(supervisor)
+        instance.wait_status(
+            lambda status: (
+                not {first, second} & {worker["pid"] for worker in status["workers"]}
+                and [worker["state"] for worker in status["workers"]] == ["accepting", "accepting"]
+            )
+        )
+        everybody(crowd, size, "v1")
+
+
 def worker_of(status: dict[str, Any], identity: str) -> dict[str, Any]:
     (found,) = [worker for worker in status["workers"] if worker["id"] == identity]
     return dict(found)

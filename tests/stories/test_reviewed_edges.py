@@ -159,17 +159,18 @@ def test_a_worker_that_somebody_else_terms_drains_while_its_successor_accepts(
     v1 = build(tmp_path, "v1", notes)
     rollout = {"drain_timeout": '"60s"'}
     with running(tmp_path / "instance", v1, binds=[port.address], workers=1, rollout=rollout) as instance:
-        instance.expect("ERROR")
         (old,) = instance.worker_pids()
         with contextlib.closing(socket.create_connection((port.host, port.number), timeout=20)) as kept:
-            kept.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\nX-Nonce: 1\r\n\r\n")
-            assert kept.recv(4096).startswith(b"HTTP/1.1 200 ")
+            kept.sendall(b"POST / HTTP/1.1\r\nHost: shop\r\nX-Nonce: 1\r\nContent-Length: 2\r\n\r\n1")
+            instance.wait_status(lambda status: status["workers"][0]["connections"]["busy"] == 1)
             kill(old, signal.SIGTERM)
             status = instance.wait_status(
                 lambda status: sorted(w["state"] for w in status["workers"]) == ["accepting", "draining"]
             )
             assert {w["pid"]: w["state"] for w in status["workers"]}[old] == "draining"
             assert instance.get("/", timeout_s=10).status == 200
+            kept.sendall(b"2")
+            assert kept.recv(4096).startswith(b"HTTP/1.1 200 "), "who cannot move is answered where it is"
         assert old not in [worker["pid"] for worker in instance.settled(1)["workers"]]
 
 

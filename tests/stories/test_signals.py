@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,38 @@ def test_a_graceful_stop_answers_what_was_accepted(
         # A client that came back for more found the door closed, as it should: nothing else may have failed.
         assert not [failure for failure in report.failed if failure.began < told], report.explain()
         assert report.total >= 3
+
+
+def test_stop_waits_for_requests_and_not_for_connections(tmp_path: Path, notes: Notes, port: Port) -> None:
+    """Idle clients do not hold a service that serves nobody else for its `drain_timeout`."""
+    v1 = build(tmp_path, "v1", notes)
+    rollout = {"drain_timeout": '"100s"'}
+    with contextlib.ExitStack() as stack:
+        instance = stack.enter_context(
+            prepared(tmp_path / "instance", v1, binds=[port.address], rollout=rollout)
+        )
+        instance.must_start()
+        clients = [
+            stack.enter_context(socket.create_connection((port.host, port.number), timeout=60))
+            for _ in range(20)
+        ]
+        *asked, silent, slow = clients
+        for client in asked:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"GET /slow?ms=3000 HTTP/1.1\r\nHost: shop\r\n\r\n")
+        instance.wait_status(
+            lambda status: (
+                sum(w["connections"]["open"] for w in status["workers"]) == 20
+                and sum(w["connections"]["busy"] for w in status["workers"]) == 1
+            )
+        )
+        pending = instance.begin("stop")
+        for client in (*asked, silent):
+            assert client.recv(1) == b""  # not `drain_timeout` later, or this would have timed out
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert pending.finish().code == 0
+        assert instance.wait() == 0
 
 
 def test_quit_is_fast(tmp_path: Path, notes: Notes, port: Port) -> None:

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from quiesce.worker import daemon
-from wire.serving import WatchedConnection, steps_outside_the_table
+from wire.serving import steps_outside_the_table, watched_connections
 
 
 @pytest.fixture(autouse=True)
-def no_step_outside_the_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(daemon, "Connection", WatchedConnection)
-    yield
+def no_step_outside_the_table() -> Iterator[None]:
+    with watched_connections():
+        yield
     assert steps_outside_the_table() == []

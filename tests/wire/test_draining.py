@@ -16,6 +16,7 @@ from quiesce.worker.core.connection import Event, State
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.daemon import Daemon
 from quiesce.worker.net.ending import Ending
+from quiesce.worker.net.idlers import end_idle
 from quiesce.worker.net.stream import Connection
 from wire.serving import PATIENCE_S, Served, bench, read_reply, read_to_end, serving
 from wire.test_answers import GET, hello
@@ -137,6 +138,47 @@ def test_deadline_ends_idle_and_half_heads_and_running_requests_politely() -> No
         assert drained.wait(20)
         assert served.daemon.cut == 2
         gate.opened.set()  # its answer comes too late, and hurts nobody
+
+
+def test_who_asks_nothing_is_ended_and_nobody_else() -> None:
+    """``stop``: nobody is left to hand them over to."""
+    gate = Gate()
+    with serving(gate, threads=2) as served:
+        idle, fresh, half, running, late = (served.connect() for _ in range(5))
+        for sock in (idle, late):
+            sock.sendall(GET)
+            read_reply(sock)
+        half.sendall(b"GET / HT")
+        running.sendall(WAIT)
+        assert gate.entered.wait(PATIENCE_S)
+        served.until(lambda: (served.daemon.open, served.daemon.busy) == (5, 2))
+        drained = drain(served, PATIENCE_S)
+
+        def end() -> None:
+            late.sendall(GET)  # in the kernel, and the loop has not looked yet
+            end_idle(served.daemon)
+
+        served.do(end)
+        assert read_to_end(idle) == b"" and read_to_end(fresh) == b""
+        gate.opened.set()
+        half.sendall(b"TP/1.1\r\nHost: a\r\n\r\n")
+        for sock in (half, running, late):
+            reply = read_reply(sock)
+            assert (reply.body, reply.get("connection")) == (b"Hello", "close")
+        for sock in (idle, fresh, half, running, late):
+            sock.close()
+        assert drained.wait(PATIENCE_S)
+        assert served.daemon.cut == 0
+
+
+def test_what_a_client_sends_into_our_fin_is_not_answered_by_a_reset() -> None:
+    with serving(hello) as served, served.connect() as sock:
+        sock.sendall(GET)
+        read_reply(sock)
+        drain(served)
+        served.do(lambda: end_idle(served.daemon))
+        sock.sendall(GET)
+        assert read_to_end(sock) == b""
 
 
 def test_half_a_response_is_cut_at_the_deadline() -> None:

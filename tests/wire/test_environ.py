@@ -138,7 +138,7 @@ def test_environs_are_bounded_and_keep_no_secrets(monkeypatch: pytest.MonkeyPatc
                 head = f"GET /{number} HTTP/1.1\r\nHost: a\r\nX: {number}\r\n{secret}\r\n"
                 for _ in range(3):
                     say(one.daemon, head, *ENDS[0])
-        heads = one.daemon.parser._memo._heads.values()
+        heads = one.daemon.parser.memo._heads.values()
         kept = [known[2][3]["environ"][3] for known in heads if known[2][3]]
         assert 1 < len(kept) <= 20 and len(app._places) <= 20
         assert not any("COOKIE" in key or "AUTHORIZATION" in key for environ in kept for key in environ)

@@ -16,8 +16,8 @@ from quiesce.worker.core.request import Header, Request, TargetParts, split_targ
 
 Line = tuple[str, bytes, TargetParts]
 """Of an HTTP/1.1 request: method, target, and the target's parts."""
-Known = tuple[str, bytes, TargetParts, list[Header], tuple[int, bool] | None]
-"""A whole head: its line and fields; the body's length and whether the connection is kept, if not as usual."""
+Known = tuple[str, bytes, TargetParts, list[Header], int, bool]
+"""A whole head: its line and fields, the body's length, and whether the connection is kept."""
 
 _MOST = 1000
 _LONGEST = 256  # longer lines are not kept: a thousand as long as a head would be 32 MB
@@ -36,7 +36,7 @@ SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))  # not
 # translate() changes each control character but HTAB.  It is fastest so, and gives the same object if there is none.
 _NO_CONTROL = bytes(i ^ 1 if (i < 32 and i != 9) or i == 127 else i for i in range(256))
 _HTAB = 9
-_new = Request.__new__  # __init__ would cost half of what parsing does
+_new = Request.__new__
 
 
 class _Doubt(Exception):
@@ -112,18 +112,29 @@ class HeadMemo:
         self._fields = _Fields(names)
         self._field = self._fields.__getitem__  # which asks __missing__
 
+    def recall(self, head: bytes) -> Request | None:
+        """A request whose whole head came before; None: it did not, or is too long to be remembered, or no head."""
+        if len(head) > _LONGEST:
+            return None
+        known = self._heads.get(head)
+        if known is None:
+            return None
+        # As Request() would: a call less in what every second client's every request comes by.
+        request = _new(Request)
+        request.method, request.target, request._parts, headers, request.length, request.keep_alive = known
+        request.headers = headers.copy()
+        request.version = "1.1"
+        request.scheme = "http"
+        request.peer = request.local = request.file = None
+        request.expects_continue = request.offers_upgrade = False
+        return request
+
     def request(self, head: bytes) -> Request | None:
         """A request of HTTP/1.1 in origin-form of which there is no doubt.  None: look closely, it may be no head."""
         size = len(head)
-        if size <= _LONGEST:
-            known = self._heads.get(head)
-            if known is not None:
-                request = _new(Request)
-                request.method, request.target, request._parts, headers, decided = known
-                request.headers = headers.copy()
-                if decided:
-                    request.length, request.keep_alive = decided
-                return request
+        known = self.recall(head)
+        if known is not None:
+            return known
         if size > self._header_bytes or head[-4:] != b"\r\n\r\n":
             return None
         lines = head.split(b"\r\n")  # the last two are empty; any other one that is gives rise to doubt
@@ -145,24 +156,17 @@ class HeadMemo:
         except _Doubt:
             fields.deciding, fields.is_new = [], False
             return None
-        request = _new(Request)
-        request.method, request.target, request._parts = line
-        request.headers = headers
+        request = Request(line[0], line[1], "1.1", headers)
+        request._parts = line[2]
         if (host is None or fields.deciding) and not self._decided(request, lines[1], host):
             return None
         if fields.is_new:
             fields.is_new = False
         elif size <= _LONGEST and not (request.expects_continue or request.offers_upgrade):
             _make_room(self._heads)
-            usual = request.keep_alive and not request.length
-            raw_path, path, query, _ = line[2]
-            self._heads[head] = (
-                line[0],
-                line[1],
-                (raw_path, path, query, {}),
-                headers.copy(),
-                None if usual else (request.length, request.keep_alive),
-            )
+            method, target, (raw_path, path, query, _) = line
+            parts: TargetParts = raw_path, path, query, {}
+            self._heads[head] = method, target, parts, headers.copy(), request.length, request.keep_alive
         return request
 
     def _decided(self, request: Request, first: bytes, host: Header | None) -> bool:

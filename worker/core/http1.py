@@ -9,7 +9,7 @@ Source: RFC 9112 §2.2, §3, §5; RFC 9110 §5.5, §7.2.  docs/http1.md has ever
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import httptools
 
@@ -39,19 +39,13 @@ _LONGEST_METHOD = 64
 class HeadParser:
     """Turns heads into requests, one after the other.  Not for two threads at once."""
 
-    quick: Callable[[bytes], Request | None]
-    """The request, if these bytes are one whole head and no more, and nothing in it gives rise to doubt.  Else None,
-    and nothing has happened.
-    """
-
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._names: dict[bytes, bytes] = {}  # as sent → lower case; bounded
         self._hosts: set[bytes] = set()  # found to be good; bounded
         self._headers: list[Header] = []
         self._deciding: list[Header] = []
-        self._memo = HeadMemo(limits, self._names, request_line, self._settle)
-        self.quick = self._memo.request
+        self.memo = HeadMemo(limits, self._names, request_line, self._settle)
         self._renew()
 
     def _renew(self) -> None:
@@ -132,7 +126,7 @@ class HeadParser:
         Raises:
             Rejected: 400, 413, 414, 417, 431, 501 or 505.
         """
-        return self.quick(head) or self._parse(head)
+        return self.memo.request(head) or self._parse(head)
 
     def _parse(self, head: bytes) -> Request:
         """Judge all of a head."""

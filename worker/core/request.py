@@ -55,31 +55,29 @@ class Request:
             applications read it from their exchange).  It is closed after the response.
     """
 
-    method: str
-    target: bytes
-    headers: list[Header]
-    # Defaults on the class: storing each of them in each request would cost more than parsing.
-    version = "1.1"
-    keep_alive = True
-    scheme = "http"
-    peer: Address = None
-    local: Address = None
-    file: IO[bytes] | None = None
-    # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
-    length = 0  # of the body in bytes; -1 = chunked
-    expects_continue = False
-    offers_upgrade = False
-    _parts: TargetParts | None = None
+    # Slots: filling all of them costs less than one look at a default on the class.
+    __slots__ = (
+        "_parts", "expects_continue", "file", "headers", "keep_alive", "length", "local", "method", "offers_upgrade",
+        "peer", "scheme", "target", "version",
+    )  # fmt: skip
 
     def __init__(
         self, method: str, target: bytes, version: str = "1.1", headers: list[Header] | None = None
     ) -> None:
         self.method = method
         self.target = target
-        self.headers = [] if headers is None else headers
-        if version != "1.1":
-            self.version = version
-            self.keep_alive = False
+        self.version = version
+        self.headers: list[Header] = [] if headers is None else headers
+        self.keep_alive = version == "1.1"
+        self.scheme = "http"
+        self.peer: Address = None
+        self.local: Address = None
+        self.file: IO[bytes] | None = None
+        self._parts: TargetParts | None = None
+        # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
+        self.length = 0  # of the body in bytes; -1 = chunked
+        self.expects_continue = False
+        self.offers_upgrade = False
 
     def _split(self) -> TargetParts:
         target = self.target
@@ -139,16 +137,3 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target.decode('latin-1')}>"
-
-
-def _settle_attributes() -> None:
-    """Let the first instance have all attributes: CPython has room for those of the first ones, and what only later
-    ones have costs them a dict of their own.
-    """
-    request = Request("", b"", "1.0")
-    for name, value in vars(Request).items():
-        if not name.startswith("__") and not callable(value) and not isinstance(value, property):
-            setattr(request, name, value)
-
-
-_settle_attributes()

@@ -70,10 +70,13 @@ class Response:
             return cached[2]
         head, body = self.head, self.body
         assert isinstance(body, bytes)
-        length = b""
-        if head.length < 0 and not has_no_body(head.status):
-            length = b"Content-Length: %d\r\n" % len(body)
-        wire = b"".join((head.lines, b"" if head.dated else date, length, connection, b"\r\n", body))
+        if head.is_plain and not connection:
+            wire = head.whole(date, len(body)) + body
+        else:
+            length = b""
+            if head.length < 0 and not has_no_body(head.status):
+                length = b"Content-Length: %d\r\n" % len(body)
+            wire = b"".join((head.lines, b"" if head.dated else date, length, connection, b"\r\n", body))
         self._cached = (date, connection, wire)
         return wire
 

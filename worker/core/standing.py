@@ -22,10 +22,11 @@ class State(Enum):
     LEAVING = "leaving"  # nothing may follow
 
 
-Event = Enum("Event", "LOADED ACCEPT QUIESCE RESUME DRAIN EMPTY SHUTDOWN ORPHANED")
+Event = Enum("Event", "LOADED ACCEPT QUIESCE RESUME DRAIN EMPTY SHUTDOWN TOLD_TO_GO ORPHANED")
 Action = Enum(
     "Action",
-    "ACCEPT QUIESCE HAND_OVER KEEP DRAIN SAY_READY SAY_ACCEPTING SAY_QUIESCED SAY_RESUMED SAY_DRAINED LEAVE",
+    "ACCEPT QUIESCE HAND_OVER KEEP DRAIN SAY_READY SAY_ACCEPTING SAY_QUIESCED SAY_RESUMED SAY_DRAINED "
+    "SAY_REPLACE_ME LEAVE",
 )
 Step = tuple[State, tuple[Action, ...]]
 S, E, A = State, Event, Action
@@ -36,6 +37,8 @@ _RESUME: Step = (S.ACCEPTING, (A.ACCEPT, A.SAY_RESUMED))
 # A quiesce and a drain each name the lane to hand over to from now on, or none; that is always obeyed and answered.
 _QUIESCE: Step = (S.QUIESCED, (A.QUIESCE, A.SAY_QUIESCED, A.HAND_OVER))
 _DRAIN: Step = (S.DRAINING, (A.HAND_OVER, A.DRAIN))
+# It goes when another one is there: what it has can move then, and nobody is closed.
+_ASK = (A.SAY_REPLACE_ME,)
 # Nobody keeps the lane any more: what is sent into it now may be read by nobody.
 _FAREWELL: Step = (S.FAREWELL, (A.KEEP, A.DRAIN))
 
@@ -44,6 +47,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.LOADED: (S.READY, (A.SAY_READY,)),
         E.SHUTDOWN: _LEAVE,
         # It has accepted nothing, so it owes nobody a drain.
+        E.TOLD_TO_GO: _LEAVE,
         E.ORPHANED: _LEAVE,
     },
     S.READY: {
@@ -53,6 +57,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.DRAIN: _DRAIN,
         E.EMPTY: (S.READY, ()),
         E.SHUTDOWN: _LEAVE,
+        E.TOLD_TO_GO: (S.READY, _ASK),
         E.ORPHANED: _FAREWELL,
     },
     S.ACCEPTING: {
@@ -62,6 +67,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.DRAIN: _DRAIN,
         E.EMPTY: (S.ACCEPTING, ()),
         E.SHUTDOWN: _LEAVE,
+        E.TOLD_TO_GO: (S.ACCEPTING, _ASK),
         E.ORPHANED: _FAREWELL,
     },
     S.QUIESCED: {
@@ -71,6 +77,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.DRAIN: _DRAIN,
         E.EMPTY: (S.QUIESCED, ()),
         E.SHUTDOWN: _LEAVE,
+        E.TOLD_TO_GO: (S.QUIESCED, _ASK),
         E.ORPHANED: _FAREWELL,
     },
     S.DRAINING: {
@@ -80,6 +87,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.DRAIN: _DRAIN,  # a new deadline
         E.EMPTY: (S.DRAINED, (A.SAY_DRAINED,)),
         E.SHUTDOWN: _LEAVE,
+        E.TOLD_TO_GO: (S.DRAINING, ()),  # it goes
         E.ORPHANED: (S.FAREWELL, (A.KEEP,)),  # the deadline that it has stays
     },
     S.DRAINED: {
@@ -89,16 +97,18 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         E.DRAIN: (S.DRAINED, (A.HAND_OVER, A.SAY_DRAINED)),
         E.EMPTY: (S.DRAINED, ()),
         E.SHUTDOWN: _LEAVE,
+        E.TOLD_TO_GO: (S.DRAINED, ()),
         E.ORPHANED: _LEAVE,
     },
     S.FAREWELL: {
-        # After SIGTERM the supervisor may still speak; it can hurry this worker, not keep it.
+        # Its channel may be open still; whoever is there can hurry this worker, not keep it.
         E.ACCEPT: (S.FAREWELL, ()),
         E.QUIESCE: (S.FAREWELL, (A.SAY_QUIESCED, A.KEEP)),
         E.RESUME: (S.FAREWELL, ()),
         E.DRAIN: (S.FAREWELL, (A.KEEP, A.DRAIN)),
         E.EMPTY: (S.LEAVING, (A.SAY_DRAINED, A.LEAVE)),
         E.SHUTDOWN: _LEAVE,
+        E.TOLD_TO_GO: _LEAVE,  # it was told already
         E.ORPHANED: (S.FAREWELL, ()),
     },
     S.LEAVING: {event: (S.LEAVING, ()) for event in Event if event is not Event.LOADED},

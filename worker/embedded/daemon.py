@@ -33,6 +33,7 @@ from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.http_date import NoDate
 from quiesce.worker.net.lane_reader import Arrival
 from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
@@ -417,7 +418,7 @@ class Daemon(Turning):
             heartbeat=False,
         )
         if not self._date:
-            engine.date, engine.date_line = _no_date, _no_date
+            engine.dates = NoDate()
         seat = Seat(loop, engine, self._stack_size)
         return seat
 
@@ -429,10 +430,6 @@ class Daemon(Turning):
     @property
     def _is_over(self) -> bool:
         return self._state in (_State.STOPPING, _State.STOPPED)
-
-
-def _no_date(now: float = 0.0) -> bytes:
-    return b""
 
 
 def _stack_size(size: int) -> int:

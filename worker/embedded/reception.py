@@ -102,7 +102,7 @@ class Reception:
         """The loop cannot watch this one, so it is told so without waiting for anything."""
         rejected = Rejected(503, "select can watch no more", retry_after_s=1)
         try:
-            sock.send(reply(rejected, seat.engine.date()), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.send(reply(rejected, seat.engine.dates.date()), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it has gone

@@ -33,9 +33,12 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 class AsyncioLoop(EpollSet):
     """``Loop`` (base.py) on an event loop of its own; ``aio`` is that event loop."""
 
+    has_turns = False  # tasks go on between two of them
+
     def __init__(self) -> None:
         super().__init__()
         self.slot: memoryview | None = None
+        self.turned: Callable[[], None] | None = None
         self.complain: Complain = to_stderr
         self.aio = _new_event_loop()
         asyncio.set_event_loop(self.aio)

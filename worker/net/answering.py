@@ -47,6 +47,10 @@ class Answering(Moving):
             self.update_interest()
             self.arm(self.daemon.limits.send_timeout)
 
+    def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
+        """The response is complete: this is the whole of it."""
+        self.complete(exchange, keep, wire, b"", now)
+
     def complete(
         self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
     ) -> None:
@@ -63,10 +67,10 @@ class Answering(Moving):
             goes_on = (
                 keep and self._parsing and self._input and exchange.body_complete and daemon.moving is None
             )
-            if data and not (goes_on and self._another_follows(exchange) and self._hold(data)):
+            if data and (more or not (goes_on and self._another_follows(exchange) and self._hold(data))):
                 self._push(data, more)
-            sent = self.sent - self._reported
-            self._reported = self.sent
+            sent = self.sent
+            sent, self._reported = sent - self._reported, sent
             self.exchange = None
             # Counted before the state says so: the loop sees IDLE without the lock, and counts the next request.
             if keep and exchange.body_complete and not self._queue and not self.broken:

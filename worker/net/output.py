@@ -14,7 +14,7 @@ from time import monotonic
 
 Buffer = bytes | memoryview
 
-FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL  # whatever was done to O_NONBLOCK or SIGPIPE
+FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # whatever was done to O_NONBLOCK or SIGPIPE
 _AGAIN = (BlockingIOError, InterruptedError)
 _FILE_STEP = 1 << 20
 _MOST_BUFFERS = 64  # of one sendmsg; IOV_MAX is 1024

@@ -36,7 +36,8 @@ from quiesce.worker.net.exchange import Exchange
 if TYPE_CHECKING:
     from quiesce.worker.daemon import Daemon
 
-_RECV = 64 * 1024  # more is slower: the bytes object is allocated and shrunk each time
+RECV = 64 * 1024  # more is slower: the bytes object is allocated and shrunk each time
+DONTWAIT = int(socket.MSG_DONTWAIT)
 _AHEAD = 64 * 1024  # of pipelined input that is read while an application works
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _AGAIN = (BlockingIOError, InterruptedError)
@@ -101,15 +102,19 @@ class Connection(Answering):
         state = self.state
         ahead = state is WORKING or state is SENDING  # then no more than _AHEAD is kept
         try:
-            data = self.sock.recv(max(_AHEAD - len(self._input), 1) if ahead else _RECV, socket.MSG_DONTWAIT)
+            data = self.sock.recv(max(_AHEAD - len(self._input), 1) if ahead else RECV, DONTWAIT)
         except _AGAIN:
             return
         except OSError:  # reset, or closed in this very turn
             self.event(Event.LOST)
             return
-        if not data:
+        if data:
+            self._take(data)
+        else:
             self._peer_done()
-            return
+
+    def _take(self, data: bytes) -> None:
+        """It has been read."""
         self._received += len(data)
         state = self.state
         if state is IDLE or state is FRESH or state is HEAD:
@@ -207,24 +212,19 @@ class Connection(Answering):
         while True:
             if data[:1] <= b"\r":  # CR, LF; what else is so low is refused by the parser
                 data = self._skip_empty_lines(data)
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
                 self._parsing = False
                 self._part(data)
                 return
-            end += 4
             try:
-                if end == len(data):
-                    request = daemon.parser.parse(data)
-                    self._input = b""
-                else:
-                    request = daemon.parser.parse(data[:end])
-                    self._input = data[end:]
+                request = daemon.parser.parse(data if end == len(data) else data[:end])
             except Rejected as rejected:
                 self._parsing = False
                 self._input = data  # so that we see what it was to be
                 self.refuse(rejected)
                 return
+            self._input = data[end:]
             request.scheme = self.scheme
             request.peer = self.peer
             request.local = self.local
@@ -237,7 +237,7 @@ class Connection(Answering):
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
                 exchange = self.exchange = Exchange(self, request)
-                daemon.call(exchange)
+                daemon.call(exchange, exchange.since_ns)
             else:
                 self._begin_body(request)
             if self._held is not None and self.state is not IDLE:
@@ -299,7 +299,6 @@ class Connection(Answering):
         self._read = 0
         data, self._input = self._input, b""
         exchange = Exchange(self, request)
-        exchange.since_ns = monotonic_ns()
         self.exchange = exchange
         if not daemon.app.streams_body:
             self.event(Event.REQUEST_BODY)
@@ -315,7 +314,7 @@ class Connection(Answering):
         if data:
             self._body_data(data)
         if self.exchange is exchange:
-            daemon.call(exchange)
+            daemon.call(exchange, exchange.since_ns)
         self.update_interest()
 
     def _say_continue(self) -> None:
@@ -407,7 +406,7 @@ class Connection(Answering):
             self._store = None
             self.state = WORKING
             parsing, self._parsing = self._parsing, True
-            self.daemon.call(exchange)
+            self.daemon.call(exchange, monotonic_ns())
             self._parsing = parsing
             if not parsing:
                 self._resume()

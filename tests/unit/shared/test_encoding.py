@@ -102,6 +102,11 @@ PROTOCOL_1: list[tuple[bytes, Packet]] = [
         b'{"v":1,"type":"handed-over","seq":15,"moved":500,"left":3}',
         Packet(messages.HandedOver(500, 3), 15, None, 0, 1),
     ),
+    (
+        b'{"v":1,"type":"replace-me","seq":16,"why":"SIGTERM"}',
+        Packet(messages.ReplaceMe("SIGTERM"), 16, None, 0, 1),
+    ),
+    (b'{"v":1,"type":"replacing","seq":17}', Packet(messages.Replacing(), 17, None, 0, 1)),
     (b'{"v":1,"type":"shutdown","seq":10}', Packet(messages.Shutdown(), 10, None, 0, 1)),
 ]  # fmt: skip
 
@@ -118,6 +123,8 @@ def test_what_was_added_to_protocol_1_since() -> None:
     assert decode(encode(Packet(hello, 9, 4))).message == hello
     conf = Configure("shop", "r42", "v2", "r42/1", "shop", "auto", "/srv", 4, 30, 5.0, ready_path="/ready")
     assert decode(encode(Packet(conf, 4))).message == conf
+    drain = Drain(30.0, idle_s=1.0)
+    assert decode(encode(Packet(drain, 5))).message == drain
 
 
 def test_every_word_of_protocol_1_is_among_them() -> None:

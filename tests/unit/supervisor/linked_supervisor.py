@@ -45,9 +45,13 @@ def main() -> None:
         doc = {"pid": os.getpid(), "keeper": link.pid, "env": link.environment(), **more}
         conn.sendall(json.dumps(doc).encode() + b"\n")
 
+    between: list[Any] = []  # what was said of the store while there was no keeper
+
     def changed() -> None:
         if link.pid is not None:
-            tell(event="keeper", complete=store.complete)
+            tell(event="keeper", complete=store.complete, between=between)
+        else:
+            between[:] = store.complete, store.reason
 
     def leave() -> None:
         notifier.stopping()

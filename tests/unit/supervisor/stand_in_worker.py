@@ -13,6 +13,7 @@ turned_before_s: its slot says that its loop turned so long ago, for the last ti
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -26,7 +27,7 @@ from quiesce.shared.fdpass import close_all, recv_fds, send_fds
 from quiesce.shared.scoreboard import Field, Scoreboard
 
 PACKET = 16
-TOLD = ("lane", "readers", "lane_version", "names", "most")
+TOLD = ("lane", "readers", "lane_version", "names", "most", "idle_s")
 
 
 class StandIn:
@@ -58,6 +59,7 @@ class StandIn:
         self.say(hello, re)
 
     def run(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.say(msg.ReplaceMe()))
         self.hello()
         while True:
             target = self.target[0] if self.target else ""
@@ -133,7 +135,7 @@ class StandIn:
             self.id, self.release = order.worker, order.release
         self.tell(heard=msg.WORD_OF[type(order)], fds=len(fds), **news)
         if isinstance(order, (msg.Quiesce, msg.Drain, msg.Shed)):
-            self.aim(order, fds)
+            self.aim(order, fds, incoming.seq)
         elif isinstance(order, msg.UseScoreboard):
             self.slot = Scoreboard.attach(fds[0]).slot(order.slot)
         elif isinstance(order, msg.UseLane):
@@ -147,7 +149,7 @@ class StandIn:
             close_all(fds)
             self.plain(order, incoming.seq)
 
-    def aim(self, order: msg.Quiesce | msg.Drain | msg.Shed, fds: list[int]) -> None:
+    def aim(self, order: msg.Quiesce | msg.Drain | msg.Shed, fds: list[int], seq: int) -> None:
         before, self.target = self.target, None
         if fds:
             os.close(fds[1])
@@ -158,13 +160,13 @@ class StandIn:
             return
         self.state = "quiesced"
         if isinstance(order, msg.Quiesce):
-            self.say(msg.Quiesced(self.held))
+            self.say(msg.Quiesced(self.held), seq)
         else:
             self.state, self.draining = "draining", True
         moved = self.move()
         if isinstance(order, msg.Drain) and self.target is None:
             self.held = 0  # each has had its last answer
-        self.say(msg.HandedOver(moved, self.held))
+        self.say(msg.HandedOver(moved, self.held), seq)
 
     def plain(self, order: msg.Message, seq: int) -> None:
         if isinstance(order, msg.Identify):

@@ -201,6 +201,11 @@ TOML_ERRORS = [
     ('[rollout]\nhelth_path = "/"', 'unknown key "rollout.helth_path"; did you mean "health_path"?'),
     ('health_path = "/"', 'unknown key "service.health_path"; did you mean "health_path" in [rollout]?'),
     ("xyzzy = 1", 'unknown key "service.xyzzy"; `quiesce check --show-config` lists every key'),
+    (
+        "[rollout]\ncanary = 1",
+        '"rollout.canary": canary rollouts come with a later version of quiesce; leave it out',
+    ),
+    ("[tls]", '"tls": TLS comes with a later version of quiesce; leave it out, and terminate TLS in front'),
     ("[rollot]", 'unknown key "rollot"; did you mean [rollout]?'),
     ("[[listne]]", 'unknown key "listne"; did you mean [[listen]]?'),
     ('workers = "many"', '"service.workers" wants a whole number, not "many"'),

@@ -95,6 +95,8 @@ def test_a_killed_keeper_is_replaced_and_the_next_supervisor_has_everything(plac
     place.process.wait()
     news = place.told.next()
     assert news["event"] == "keeper" and news["complete"] and news["pid"] == pid
+    why = f"the keeper (pid {place.process.pid}) died, and another one is started"
+    assert news["between"] == [False, why], "meanwhile our death would be the end"
     keeper = read_proc(news["keeper"])
     assert keeper is not None and f"--watch {pid} " in keeper.command
     assert news["env"]["QUIESCE_KEEPER"] == str(keeper.pid) and news["env"]["NOTIFY_SOCKET"][0] == "@"

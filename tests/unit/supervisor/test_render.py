@@ -114,6 +114,16 @@ def test_what_moved_has_a_column_where_anything_did() -> None:
     assert last[3:9] == ["40k", "39k", "9", "37k", "12k", "1.2M"]
 
 
+def test_restarts_have_a_column_where_there_were_any() -> None:
+    workers = [{**worker, "restarts": number} for number, worker in enumerate(STATUS["workers"])]
+    lines = render.status({**STATUS, "workers": workers}, NOW).splitlines()
+    head = next(line for line in lines if line.lstrip().startswith("WORKER"))
+    assert head.split()[-3:] == ["REQUESTS", "RESTARTS", "AGE"]
+    assert next(line for line in lines if line.startswith("  r42/2")).split()[-3] == "3"
+    none = [{**worker, "restarts": 0} for worker in STATUS["workers"]]
+    assert render.status({**STATUS, "workers": none}, NOW) == render.status(STATUS, NOW)
+
+
 def test_a_drain_that_is_over_says_so_and_a_long_first_line_is_not_cut() -> None:
     quiet = [
         {**worker, "state": "quiesced", "connections": {"open": 3, "idle": 3, "busy": 0}}

@@ -423,6 +423,42 @@ def test_quiesce_brings_both_ends_and_is_over_when_it_says_that_it_has_handed_ov
     assert stage.worker.lanes.said == (5, 2)
 
 
+def test_the_answer_to_an_order_that_was_overtaken_ends_no_wait(stage: Stage) -> None:
+    """Set aside, stuck on a full lane, then sent elsewhere: it answers the first order when it hears the second."""
+    quiesced(stage)
+    first = stage.channel.receive()
+    other = stage.lanes.make("r2")
+    assert other is not None and first is not None
+    stage.worker.redirect(other.key)
+    second = stage.channel.receive()
+    assert second is not None and isinstance(second.message, msg.Quiesce)
+    for fd in first.fds + second.fds:
+        os.close(fd)
+    stage.channel.send(msg.HandedOver(5, 2), re=first.seq)
+    stage.channel.send(msg.Quiesced(2), re=second.seq)
+    stage.until(lambda: "moved=5" in stage.text())
+    assert stage.worker.moving and stage.worker.lanes.said is None
+    stage.channel.send(msg.HandedOver(2, 0), re=second.seq)
+    stage.until(lambda: not stage.worker.moving)
+    assert stage.worker.lanes.said == (2, 0)
+
+
+def test_what_an_order_without_a_lane_answers_is_not_what_the_one_before_has_moved(stage: Stage) -> None:
+    quiesced(stage)
+    first = stage.channel.receive()
+    assert first is not None
+    for fd in first.fds:
+        os.close(fd)
+    stage.channel.send(msg.HandedOver(5, 2), re=first.seq)
+    stage.until(lambda: not stage.worker.moving)
+    stage.worker.redirect("")
+    second = stage.channel.receive()
+    assert second is not None
+    stage.channel.send(msg.HandedOver(0, 2), re=second.seq)
+    stage.until(lambda: "moved=0" in stage.text())
+    assert stage.worker.lanes.said == (5, 2)
+
+
 def test_a_lane_that_somebody_does_not_read_is_not_named(stage: Stage) -> None:
     stage.readers = (2, 0)
     quiesced(stage)
@@ -501,6 +537,23 @@ def test_what_goes_with_one_that_was_leaving_is_in_the_log(stage: Stage) -> None
     signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
     stage.until(lambda: stage.worker.state is State.REAPED)
     assert not stage.worker.failure and "connections lost with a worker that was leaving" in stage.text()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_one_that_was_told_to_go_and_went_by_itself_is_not_lost(stage: Stage, killed: bool) -> None:
+    """Somebody insisted; but what kills it on its way is a loss like any other."""
+    wishes: list[Worker] = []
+    stage.worker.on_wish = wishes.append
+    stage.up()
+    stage.channel.send(msg.ReplaceMe())
+    stage.until(lambda: wishes == [stage.worker])
+    assert stage.worker.state is State.ACCEPTING
+    if killed:
+        signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    else:
+        stage.end_process()
+    stage.until(lambda: stage.worker.state is State.REAPED)
+    assert bool(stage.worker.failure) is killed
 
 
 class Successor(Stage):
