@@ -129,12 +129,9 @@ class HeadMemo:
         request.expects_continue = request.offers_upgrade = False
         return request
 
-    def request(self, head: bytes) -> Request | None:
+    def by_lines(self, head: bytes) -> Request | None:
         """A request of HTTP/1.1 in origin-form of which there is no doubt.  None: look closely, it may be no head."""
         size = len(head)
-        known = self.recall(head)
-        if known is not None:
-            return known
         if size > self._header_bytes or head[-4:] != b"\r\n\r\n":
             return None
         lines = head.split(b"\r\n")  # the last two are empty; any other one that is gives rise to doubt

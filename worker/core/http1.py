@@ -126,7 +126,8 @@ class HeadParser:
         Raises:
             Rejected: 400, 413, 414, 417, 431, 501 or 505.
         """
-        return self.memo.request(head) or self._parse(head)
+        memo = self.memo
+        return memo.recall(head) or memo.by_lines(head) or self._parse(head)
 
     def _parse(self, head: bytes) -> Request:
         """Judge all of a head."""
