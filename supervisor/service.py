@@ -369,8 +369,17 @@ class Service:
     def _forget_if_empty(self, generation: Generation | None) -> None:
         if generation is None or generation.workers or generation is self.serving:
             return
-        if not any(generation in (run.new, run.old) and run.deciding for run in self.runs):
+        if any(generation in (run.new, run.old) and run.deciding for run in self.runs):
+            return
+        if self.stopping is Stopping.NO and self.crew.hand_over.is_wanted(generation):
+            self.crew.hand_over.rescue(generation)
+        else:
             self.crew.forget(generation)
+
+    def sweep(self) -> None:
+        """Forget generations that were kept for what lay in their lanes, or see to it that it is read."""
+        for generation in list(self.crew.generations):
+            self._forget_if_empty(generation)
 
     def recent_sample(self, generation: Generation) -> Sample:
         return self.upkeep.recent_sample(generation)

@@ -95,6 +95,54 @@ def test_what_lies_in_the_lane_of_a_release_that_died_in_its_bake_is_read_by_the
     assert reply.code == 1 and "; 7 connections went with it" in reply.text, reply.text
 
 
+def killed(house: House, generation: int) -> None:
+    """All of them, at once."""
+    workers = list(house.service.crew.generations[generation])
+    for worker in workers:
+        signal.pidfd_send_signal(worker._pidfd, signal.SIGKILL)
+    house.until(lambda: all(worker.state is State.REAPED for worker in workers))
+
+
+def test_if_all_old_ones_die_in_the_bake_and_then_all_new_ones_nobody_in_the_lane_is_lost(
+    house: House,
+) -> None:
+    """Nobody is there to read it when the new release is given up; those who take the old ones' place do."""
+    house.start(house.release("v1", holds=20))
+    (house.folder / "v1" / "behaviour.json").write_text("{}")
+    reply = house.upgrade(house.release("v2", deaf=True))
+    house.in_bake()
+    lane = house.lane("r2")
+    assert lane.depth() == 40
+    killed(house, 0)
+    killed(house, -1)
+    house.until(lambda: reply.code is not None)
+    assert reply.code != 0
+    house.until(lambda: house.took("r1/3", "r1/4") == 40)
+    house.until(lambda: len(house.service.crew.generations) == 1)
+    assert "connections lost" not in house.log()
+    assert house.service.crew.lanes.get(lane.key) is None, "closed once it is empty"
+
+
+def test_and_if_nobody_can_take_the_old_ones_place_the_next_release_that_serves_reads_it(
+    house: House,
+) -> None:
+    house.start(house.release("v1", holds=20))
+    reply = house.upgrade(house.release("v2", deaf=True))
+    house.in_bake()
+    lane = house.lane("r2")
+    assert lane.depth() == 40
+    (house.folder / "v1" / "behaviour.json").write_text('{"mute": ["ready"]}')
+    killed(house, 0)
+    killed(house, -1)
+    house.until(lambda: reply.code is not None)
+    house.turn_for(1.5 * upkeep.TICK_S)
+    assert lane.depth() == 40, "it waits, and so do they"
+    house.did("upgrade", release=str(house.release("v3")), bake=0)
+    house.until(lambda: house.took("r3/1", "r3/2") == 40)
+    house.until(lambda: len(house.service.crew.generations) == 1)
+    assert "connections lost" not in house.log()
+
+
 def test_a_release_that_knows_no_lanes_gets_none_and_is_waited_for_as_before(house: House) -> None:
     house.start(house.release("v1", holds=3, lane_version=0, mute=["handed-over"]))
     house.upgrade(house.release("v2"))
