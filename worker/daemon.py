@@ -6,6 +6,7 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 import socket
 from _thread import get_ident
 from collections.abc import Callable
+from math import inf
 from time import monotonic, monotonic_ns
 
 from quiesce.worker.apps.base import App
@@ -80,7 +81,7 @@ class Daemon:
         "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
         "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
         "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
-        "hear", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
+        "hear", "idle_timeout", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
     )
     # fmt: on
 
@@ -108,6 +109,7 @@ class Daemon:
         self.app = app
         self.loop = loop
         self.limits = limits
+        self.idle_timeout = limits.idle_timeout or inf  # asked for with each answer: a tuple's field is a call
         self.access_log = access_log
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
