@@ -22,7 +22,7 @@ from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
 from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters, TurnCounters
-from quiesce.worker.net.deadline import Together
+from quiesce.worker.net.deadline import Sweep
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.gate import Gate, Neighbours
@@ -77,10 +77,10 @@ class Daemon:
     # fmt: off
     # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
     __slots__ = (
-        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_has_turns", "_heartbeat", "_in_call",
-        "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread", "_unready",
-        "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate", "hear",
-        "is_inline", "limits", "loop", "moving", "parser", "recheck_s", "roster",
+        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
+        "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
+        "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
+        "hear", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
     )
     # fmt: on
 
@@ -109,7 +109,6 @@ class Daemon:
         self.loop = loop
         self.limits = limits
         self.access_log = access_log
-        self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
         )  # the application is called in the loop's thread
@@ -130,6 +129,7 @@ class Daemon:
         self._on_drained: Callable[[], None] | None = None
         self._is_orphan = False  # a lane that is empty has ended: nobody is left to say so
         self.roster = Roster(self.counters, counts_ip=limits.connections_per_ip > 0)
+        self.sweep = Sweep(loop, min(limits.idle_timeout or 60.0, 60.0), self.roster.all)
         self.moving: Mover | None = None  # who is told of connections that fall idle: they can move now
         self._mover = Mover(self)
         self._lanes = Lanes(
@@ -143,7 +143,9 @@ class Daemon:
             self._show_accepting,
             reserve,
             turn_away or self._turn_away,
+            self._look_at_fresh,
         )
+        self._fresh: list[Connection] = []  # accepted just now
         self.connect: Connect = connect or (Alone if self.is_inline else Connection)
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
         self._in_call = False  # in the loop's thread
@@ -311,7 +313,8 @@ class Daemon:
                 continue
             connections.append(connection)
         self.roster.came(connections)
-        Together(self.loop, self.recheck_s, connections)
+        for connection in connections:
+            connection.look_at_deadline(now)
         return connections
 
     def aimed(self) -> None:
@@ -350,15 +353,27 @@ class Daemon:
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         limits = self.limits
         connection = self.connect(self, sock, peer, local, "http", False)
-        connection.attend()
         connection.listener = listener.name
         self.roster.add(connection)
+        self._fresh.append(connection)
         full = self.counters.open > limits.connections > 0
         full = self.roster.count_ip(connection, peer) > limits.connections_per_ip or full
         self.counters.count(figures.ACCEPTED)
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def _look_at_fresh(self) -> None:
+        """Those who were accepted may have sent their requests already."""
+        if self._thread is None:
+            self.enter()  # it is the first turn, and no heart has beaten: a pool's threads must be told apart by now
+        fresh, self._fresh = self._fresh, []
+        for connection in fresh:
+            try:
+                connection.look()
+            except Exception as exc:  # a bug of ours, or it cannot be watched: this client pays, nobody else
+                self.loop.complain("unexpected error in the serving loop", exc)
+                connection.cut()
 
     def _turn_away(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         self.counters.count(figures.REFUSED)
@@ -368,6 +383,8 @@ class Daemon:
     def forget(self, connection: Ending) -> None:
         """A connection's last word."""
         self.roster.remove(connection)
+        if not self.roster.all:
+            self.sweep.rest()
         if not connection.probe:
             self.check_empty()
 

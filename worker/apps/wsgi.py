@@ -127,8 +127,7 @@ class WsgiApp:
             environ = self._made(request, self._base_of(local, scheme, is_inline))
             if place is not None:
                 self._keep(place, (local, scheme, is_inline, environ.copy()))
-        body = exchange.body
-        environ["wsgi.input"] = BytesIO() if body is None else body
+        environ["wsgi.input"] = request.opened or BytesIO(request.content or b"")  # which shares the bytes
         environ["wsgi.errors"] = sys.stderr
         peer = request.peer
         if peer is None:

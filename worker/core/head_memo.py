@@ -125,7 +125,7 @@ class HeadMemo:
         request.headers = headers.copy()
         request.version = "1.1"
         request.scheme = "http"
-        request.peer = request.local = request.file = None
+        request.peer = request.local = request.content = request.opened = None
         request.expects_continue = request.offers_upgrade = False
         return request
 

@@ -1,5 +1,6 @@
 """One request, as an application sees it."""
 
+from io import BytesIO
 from typing import IO, Any
 
 Address = tuple[str, int] | None
@@ -51,14 +52,12 @@ class Request:
         headers: ``(name, value)`` in order, names in lower case, values without surrounding white space.
         scheme: ``"http"`` or ``"https"``.
         peer, local: Both ends of the connection, None on a unix socket.
-        file: The body, a binary file at its beginning, or None where it is not there (streaming
-            applications read it from their exchange).  It is closed after the response.
     """
 
     # Slots: filling all of them costs less than one look at a default on the class.
     __slots__ = (
-        "_parts", "expects_continue", "file", "headers", "keep_alive", "length", "local", "method", "offers_upgrade",
-        "peer", "scheme", "target", "version",
+        "_parts", "content", "expects_continue", "headers", "keep_alive", "length", "local", "method",
+        "offers_upgrade", "opened", "peer", "scheme", "target", "version",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +71,9 @@ class Request:
         self.scheme = "http"
         self.peer: Address = None
         self.local: Address = None
-        self.file: IO[bytes] | None = None
+        # The engine's: a body that is in memory, and one that is in a file, or was asked for as one.
+        self.content: bytes | None = None
+        self.opened: IO[bytes] | None = None
         self._parts: TargetParts | None = None
         # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
         self.length = 0  # of the body in bytes; -1 = chunked
@@ -120,19 +121,32 @@ class Request:
                 return value.decode("latin-1")
         return default
 
+    @property
+    def file(self) -> IO[bytes] | None:
+        """The body, a binary file at its beginning, or None where it is not there (streaming applications read it
+        from their exchange).  It is closed after the response.
+        """
+        if self.opened is None and self.content is not None:
+            self.opened = BytesIO(self.content)  # which shares the bytes
+        return self.opened
+
     def read(self, size: int = -1) -> bytes:
         """Read on in the body; ``b""`` at its end."""
-        return b"" if self.file is None else self.file.read(size)
+        file = self.file
+        return b"" if file is None else file.read(size)
 
     @property
     def body(self) -> bytes:
         """The whole body in memory, however much of it was read before."""
-        if self.file is None:
+        if self.content is not None:
+            return self.content
+        file = self.opened
+        if file is None:
             return b""
-        position = self.file.tell()
-        self.file.seek(0)
-        data = self.file.read()
-        self.file.seek(position)
+        position = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(position)
         return data
 
     def __repr__(self) -> str:

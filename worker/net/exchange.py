@@ -7,7 +7,7 @@ in the application's place (408, 503), everything here goes on working and does 
 import os
 from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
@@ -24,7 +24,6 @@ class Exchange:
     """Attributes for applications:
 
     request: The request.
-    body: The whole body, a binary file at 0, for applications that do not stream it; closed after the response.
     disconnected: Nothing that is written reaches anybody.
     on_writable: Called in the loop's thread when the queue has fallen to ``limits.low_water``.
     on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
@@ -33,7 +32,7 @@ class Exchange:
     # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has
     # its default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
     __slots__ = (
-        "__dict__", "_connection", "_head", "_last", "_whole", "body", "body_complete", "body_sent", "disconnected",
+        "__dict__", "_connection", "_head", "_last", "_whole", "body_complete", "body_sent", "disconnected",
         "finished", "request", "says_keep_alive", "since_ns", "started", "status",
     )  # fmt: skip
     on_writable: Callable[[], None] | None = None
@@ -51,7 +50,6 @@ class Exchange:
         self._connection = connection
         self.request = request
         self.since_ns = monotonic_ns()  # when the head was complete
-        self.body: IO[bytes] | None = None
         self.body_complete = True  # the request's; what comes behind it is the next request's
         self.body_sent = 0
         self.status = 0  # 0 = start() was not called
@@ -237,8 +235,8 @@ class Exchange:
         wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
         self.started = self.finished = True
         self.body_sent = len(body)
-        if self.body is not None:
-            self.body.close()
+        if request.opened is not None:
+            request.opened.close()
         connection.answer(self, not self._last, wire, now)
 
     def _last_words(self, head: Head) -> bytes:
@@ -250,8 +248,8 @@ class Exchange:
         """Send a whole response."""
         self.started = self.finished = True
         self.body_sent = size
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
         self._connection.answer(self, not self._last, wire, now)
 
     def leave(self) -> None:
@@ -338,6 +336,13 @@ class Exchange:
         if not self._paused:
             self._deliver()
 
+    def take_whole_body(self) -> bytes | None:
+        """The body, if all of it is there and nobody has begun to read it; nothing is left then."""
+        if not self.body_complete or self._on_body is not None:
+            return None
+        pending, self._pending = self._pending, None
+        return b"".join(pending) if pending else b""
+
     def pause_reading(self) -> None:
         """No ``on_body`` until :meth:`resume_reading`; the client is held up by TCP."""
         self._paused = True
@@ -416,13 +421,13 @@ class Exchange:
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
         self.finished = True
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
         self._connection.complete(self, not self._last, data, more)
 
     def _close_body(self) -> None:
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
 
     def _complain(self, what: str, exc: BaseException | None = None) -> None:
         daemon = self._connection.daemon
