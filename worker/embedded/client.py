@@ -71,7 +71,8 @@ class Client(Alone):
     def _ended(self, asked: Asked, why: Termination) -> None:
         if asked.is_at_fault and why is Termination.COMPLETED_OK:
             why = Termination.WITH_ERROR
-        self.handle.ended(why)
+        assert self._handle is not None
+        self._handle.ended(why)
 
     # -- what the engine does, listened to -----------------------------------------------------
 
