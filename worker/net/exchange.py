@@ -336,6 +336,13 @@ class Exchange:
         if not self._paused:
             self._deliver()
 
+    def take_whole_body(self) -> bytes | None:
+        """The body, if all of it is there and nobody has begun to read it; nothing is left then."""
+        if not self.body_complete or self._on_body is not None:
+            return None
+        pending, self._pending = self._pending, None
+        return b"".join(pending) if pending else b""
+
     def pause_reading(self) -> None:
         """No ``on_body`` until :meth:`resume_reading`; the client is held up by TCP."""
         self._paused = True
