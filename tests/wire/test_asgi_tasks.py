@@ -19,6 +19,7 @@ import pytest
 from quiesce.shared.scoreboard import SLOT_FIELDS, Field
 from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.core.limits import Limits
+from quiesce.worker.loops import asyncio_loop
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.loops.eager_tasks import starter
 from wire.asgi_serving import CHUNKED, GET, POST, Message, Receive, Send, Serve, ask_all, say, whole_body
@@ -446,6 +447,25 @@ def test_what_a_task_answers_is_counted_at_once(loop: AsyncioLoop, paths: str) -
         served.do(goes_on.set)
     finally:
         served.close()
+
+
+@pytest.mark.parametrize("long_ns", [0, 1 << 62])
+def test_a_turn_that_takes_long_lets_others_have_theirs(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, long_ns: int
+) -> None:
+    """However many requests a client sends at once."""
+    monkeypatch.setattr(asyncio_loop, "_LONG_NS", long_ns)
+    steps: list[str] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        steps.append("request")
+        asyncio.get_running_loop().call_soon(steps.append, "other")
+        await say(send, (await whole_body(receive)).decode())
+
+    replies = ask_all(serve(app), (GET + POST) * 3, 6)
+    assert [reply.body for reply in replies] == [b"", b"hello"] * 3
+    wanted = ["request"] * 6 if long_ns else ["request", "other"] * 6
+    assert steps[: len(wanted) - 1] == wanted[:-1]  # the last one may be about to come
 
 
 # -- how tasks are begun ------------------------------------------------------------------------

@@ -26,7 +26,13 @@ def starter(aio: asyncio.AbstractEventLoop) -> Start:
     if sys.version_info >= (3, 12):
         return _eager(aio, base)
     step_type = _step_type(aio)
-    return _eager_by_hand(aio, base, step_type) if step_type is not None else _in_a_turn(aio, base)
+    return later(aio) if step_type is None else _eager_by_hand(aio, base, step_type)
+
+
+def later(aio: asyncio.AbstractEventLoop) -> Start:
+    """The same, but to begin in a turn of asyncio's loop, after the others had theirs."""
+    base = copy_context()
+    return lambda coro: aio.create_task(coro, context=base.copy())
 
 
 def _eager(aio: asyncio.AbstractEventLoop, base: Context) -> Start:
@@ -40,10 +46,6 @@ def _eager(aio: asyncio.AbstractEventLoop, base: Context) -> Start:
         return aio.create_task(coro, context=copy())
 
     return start
-
-
-def _in_a_turn(aio: asyncio.AbstractEventLoop, base: Context) -> Start:
-    return lambda coro: aio.create_task(coro, context=base.copy())
 
 
 def _eager_by_hand(aio: asyncio.AbstractEventLoop, base: Context, step_type: type) -> Start:
