@@ -96,13 +96,17 @@ class HandOver:
             if worker.state not in GOING:
                 worker.lanes.give(lane.key)
 
+    def is_wanted(self, generation: Generation) -> bool:
+        """Do connections lie in its lane that somebody will read, now or when workers of the heir are there again?"""
+        heir = self.heir()
+        return generation.lane is not None and heir not in (None, generation) and generation.lane.depth() > 0
+
     def _is_read(self, lane: Lane) -> bool:
         return any(worker.lanes.reads(lane.key) for worker in self._crew if worker.state is not State.REAPED)
 
     def forget(self, generation: Generation) -> None:
-        """Its workers are gone, and there will be no others."""
+        """Its workers are gone, and there will be no others; nor does anybody want what lies in its lane."""
         if generation.lane is not None:
-            self.rescue(generation)
             self._say_lost(generation.lane)
             self._crew.lanes.drop(generation.lane)
 

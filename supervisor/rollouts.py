@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from quiesce.shared.deadlines import Timer
 from quiesce.shared.errors import SpawnError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field
+from quiesce.supervisor.bake import Bake
 from quiesce.supervisor.config import Loaded
 from quiesce.supervisor.core import rollout as table
 from quiesce.supervisor.core.adoption import AGAIN
@@ -14,21 +14,14 @@ from quiesce.supervisor.core.lanes import Why
 from quiesce.supervisor.core.lifecycle import COMING, GOING, MAY_ACCEPT
 from quiesce.supervisor.core.lifecycle import Event as WorkerEvent
 from quiesce.supervisor.core.lifecycle import State as WorkerState
-from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.releases import Release
 from quiesce.supervisor.core.rollout import Action, Event, State
 from quiesce.supervisor.core.snapshot import RunRecord
-from quiesce.supervisor.core.verify import MIN_REQUESTS, Sample, too_many_errors
+from quiesce.supervisor.core.verify import Sample
 from quiesce.supervisor.crew import SPAWNS_A_TURN, Crew, Generation
-from quiesce.supervisor.health import Prober
 from quiesce.supervisor.render import number, plural
 from quiesce.supervisor.watching import Watch
 from quiesce.supervisor.worker_link import Worker
-
-BAKE_LOOK_S = 0.25  # how often the bake looks at errors and heartbeats
-BAKE_PROBE_S = 1.0  # how often it asks every new worker the health questions again
-BAKE_PATIENCE_S = 10.0  # for an answer; the bake does not end well before it
-STALLED_S = 5.0  # in the bake a new worker's loop that stands still this long is a reason to go back
 
 _PROVEN_AND_ON: tuple[WorkerState, ...] = (WorkerState.PROVEN, WorkerState.ADMITTED, WorkerState.ACCEPTING)
 
@@ -97,15 +90,8 @@ class RolloutRun:
         self._loop = crew.loop
         self._log: Log = crew.log
         self._boss = boss
-        self._bake: Timer | None = None
-        self._bake_until: float | None = None
-        self._look: Timer | None = None
-        self._probers: list[Prober] = []
+        self._bake = Bake(crew.loop, new, plan.max_error_rate, self._bake_over, self._gate_failed)
         self._hushed: list[Worker] = []  # old workers that we told to quiesce, and nobody else
-        self._bake_is_over = False  # only a probe that is under way is waited for
-        self._next_probe = self._probed_at = 0.0
-        self._baseline = Sample()
-        self._old_sample = Sample()
         self._moved_before = self._lost_before = 0  # connections of the old set
         self._aborted = False
         self._recalled: State | None = None
@@ -169,9 +155,9 @@ class RolloutRun:
             reason=self.reason,
             detail=self.detail,
             hushed=[worker.number for worker in self._hushed],
-            bake_until=self._bake_until,
-            baseline=(self._baseline.responses, self._baseline.errors),
-            old_sample=(self._old_sample.responses, self._old_sample.errors),
+            bake_until=self._bake.until,
+            baseline=(self._bake.baseline.responses, self._bake.baseline.errors),
+            old_sample=(self._bake.before.responses, self._bake.before.errors),
             requests=self.requests,
             moved_before=self._moved_before,
             lost_before=self._lost_before,
@@ -186,8 +172,8 @@ class RolloutRun:
         self.reason, self.detail = record.reason, record.detail
         old = self.old.workers if self.old is not None else {}
         self._hushed = [old[number] for number in record.hushed if number in old]
-        self._bake_until = record.bake_until
-        self._baseline, self._old_sample = Sample(*record.baseline), Sample(*record.old_sample)
+        self._bake.until = record.bake_until
+        self._bake.baseline, self._bake.before = Sample(*record.baseline), Sample(*record.old_sample)
         self.requests = list(record.requests)
         self._moved_before, self._lost_before = record.moved_before, record.lost_before
 
@@ -304,9 +290,9 @@ class RolloutRun:
 
     def _admit_new(self) -> None:
         self._tell("accepting")
-        self._baseline = self.new.sample()
+        self._bake.baseline = self.new.sample()
         if self.old is not None:
-            self._old_sample = self._boss.recent_sample(self.old)
+            self._bake.before = self._boss.recent_sample(self.old)
             self._moved_before, self._lost_before = self.old.total(Field.HANDED_OUT), self.old.lost
         # `quiesce all` is in force: they take what the old set hands over, and accept after `resume all`.
         order = WorkerEvent.QUIESCE_ASKED if self._boss.is_held() else WorkerEvent.ACCEPT_ASKED
@@ -328,42 +314,21 @@ class RolloutRun:
                 worker.ask(WorkerEvent.QUIESCE_ASKED)
 
     def _arm_bake(self) -> None:
-        now = self._loop.now()
         if self.plan.bake_s <= 0 or not self.plan.gate or self.old is None:
-            self._loop.call_soon(lambda: self._event(Event.BAKE_OVER))
+            self._loop.call_soon(self._bake_over)
             return
-        if self._bake_until is None:
+        if self._bake.until is None:
             self._tell(f"baking for {self.plan.bake_s:g} s; {self._old_id()} is quiesced and can be resumed")
-            self._bake_until = now + self.plan.bake_s
+            self._bake.until = self._loop.now() + self.plan.bake_s
             self._crew.save()
-        self._bake = self._loop.call_at(self._bake_until, self._end_bake)
-        self._next_probe = now + BAKE_PROBE_S
-        self._look = self._loop.call_at(now + BAKE_LOOK_S, self._look_at_bake)
+        self._bake.begin()
 
-    def _end_bake(self) -> None:
-        """Its time is up: well, unless a probe is still without an answer."""
-        self._bake_is_over = True
-        if self._answers_badly():
-            return
-        if not self._probers:
-            self._event(Event.BAKE_OVER)
-
-    def _answers_badly(self) -> bool:
-        sample = self.new.sample().since(self._baseline)
-        errors = too_many_errors(sample, self._old_sample, self.plan.max_error_rate)
-        if errors:
-            self._gate_failed(f"release {self.release.id} answers badly: {errors}")
-        return bool(errors)
+    def _bake_over(self) -> None:
+        self._event(Event.BAKE_OVER)
 
     def doubts(self) -> str:
         """What the bake saw and could not judge: for the last line of a command that went well."""
-        sample = self.new.sample().since(self._baseline)
-        if self.old is None or not sample.errors or sample.responses >= MIN_REQUESTS:
-            return ""
-        return (
-            f"; {sample.errors} of its {plural(sample.responses, 'response')} were 5xx, "
-            f"too few to judge (max_error_rate wants {MIN_REQUESTS})"
-        )
+        return self._bake.doubts() if self.old is not None else ""
 
     def moved(self) -> str:
         """What became of the old set's connections: for the last line of a command that went well."""
@@ -382,60 +347,12 @@ class RolloutRun:
         text = f"; {number(kept)} {noun} kept, {number(self.old.lost - self._lost_before)} closed"
         return text + (f", {number(left)} still on {self.old.release.id}" if left else "")
 
-    def _look_at_bake(self) -> None:
-        self._look = None
-        if self.state is not State.BAKING:
-            return
-        now = self._loop.now()
-        if self._answers_badly():
-            return
-        for worker in self.new:
-            worker.copy_output()
-            turn, inside = worker.counter(Field.TURN_NS), worker.counter(Field.IN_REQUEST_SINCE_NS)
-            if turn and not inside and now - turn / 1e9 > STALLED_S:
-                self._gate_failed(
-                    f"the serving loop of worker {worker.id} stands still since {now - turn / 1e9:.0f} s"
-                )
-                return
-        patience = min(BAKE_PATIENCE_S, self.new.recipe.terms.start_timeout_s)
-        if self._probers and now - self._probed_at > patience:
-            self._gate_failed(f"a health probe during the bake was not answered within {patience:g} s")
-            return
-        if now >= self._next_probe and not self._probers and not self._bake_is_over:
-            self._next_probe, self._probed_at = now + BAKE_PROBE_S, now
-            for worker in self.new:
-                if worker.state is WorkerState.ACCEPTING:
-                    self._probe_in_bake(worker)
-        self._look = self._loop.call_at(now + BAKE_LOOK_S, self._look_at_bake)
-
-    def _probe_in_bake(self, worker: Worker) -> None:
-        def done(verdict: Verdict) -> None:
-            if prober in self._probers:
-                self._probers.remove(prober)
-            if self._bake_is_over and not self._probers and verdict.passed:
-                self._event(Event.BAKE_OVER)
-            # A worker that died answers nothing; its death says more than that.
-            if not verdict.passed and worker.state is WorkerState.ACCEPTING:
-                self._loop.call_at(self._loop.now() + 0.05, lambda: self._judge_bake_probe(worker, verdict))
-
-        prober = worker.probe_again(done)
-        self._probers.append(prober)
-
-    def _judge_bake_probe(self, worker: Worker, verdict: Verdict) -> None:
-        if self.state is State.BAKING and worker.state is WorkerState.ACCEPTING:
-            self._gate_failed(f"health probe of worker {worker.id} failed during the bake: {verdict.text}")
-
     def _gate_failed(self, why: str) -> None:
         self.reason = self.reason or why
         self._event(Event.GATE_FAILED)
 
     def _disarm(self) -> None:
-        for timer in (self._bake, self._look):
-            if timer is not None:
-                timer.cancel()
-        for prober in self._probers:
-            prober.cancel()
-        self._probers.clear()
+        self._bake.stop()
 
     def _commit(self) -> None:
         if not self.committed:

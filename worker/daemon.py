@@ -6,6 +6,7 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 import socket
 from _thread import get_ident
 from collections.abc import Callable
+from math import inf
 from time import monotonic, monotonic_ns
 
 from quiesce.worker.apps.base import App
@@ -80,7 +81,7 @@ class Daemon:
         "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
         "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
         "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
-        "hear", "is_inline", "limits", "loop", "moving", "parser", "recheck_s", "roster", "sweep",
+        "hear", "idle_timeout", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
     )
     # fmt: on
 
@@ -108,6 +109,9 @@ class Daemon:
         self.app = app
         self.loop = loop
         self.limits = limits
+        self.idle_timeout = (
+            limits.idle_timeout or inf
+        )  # asked for with each answer: a tuple's field is a call
         self.access_log = access_log
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
@@ -352,16 +356,21 @@ class Daemon:
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         limits = self.limits
-        connection = self.connect(self, sock, peer, local, "http", False)
+        connection = self.welcome(sock, peer, local)
         connection.listener = listener.name
-        self.roster.add(connection)
-        self._fresh.append(connection)
         full = self.counters.open > limits.connections > 0
         full = self.roster.count_ip(connection, peer) > limits.connections_per_ip or full
         self.counters.count(figures.ACCEPTED)
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def welcome(self, sock: socket.socket, peer: Address, local: Address) -> Connection:
+        """Serve one that our acceptor has just given to ``accepted``, which is done when it has given all there are."""
+        connection = self.connect(self, sock, peer, local, "http", False)
+        self.roster.add(connection)
+        self._fresh.append(connection)
+        return connection
 
     def _look_at_fresh(self) -> None:
         """Those who were accepted may have sent their requests already."""

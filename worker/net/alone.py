@@ -53,6 +53,14 @@ class Alone(Connection):
         if self.state is IDLE and daemon.moving is not None:
             self._resume()
 
+    def _next(self) -> bytes:
+        if self.state is not IDLE or self.daemon.moving is not None:
+            return Connection._next(self)
+        data, self._input = self._input, b""
+        if not data:
+            self._parsing = False
+        return data
+
     def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
         daemon = self.daemon
         if (
@@ -70,9 +78,7 @@ class Alone(Connection):
                 wire, self._held = b"".join((*self._held, wire)), None
             try:
                 count = self.sock.send(wire, FLAGS)
-            except (
-                OSError
-            ):  # or there is no room: it is tried once more, by who knows what then is to be done
+            except OSError:  # or there is no room: tried once more, by who knows what then is to be done
                 self.complete(exchange, keep, wire, b"", now)
                 return
             self.sent += count
@@ -86,8 +92,7 @@ class Alone(Connection):
             daemon.counters.response(exchange.status, sent - self._reported, -1)
             self._reported = sent
             self.busy = False
-        timeout = daemon.limits.idle_timeout
-        self._deadline = now + timeout if timeout else inf
+        self._deadline = now + daemon.idle_timeout
         self.state = IDLE
         if daemon.access_log is not None and not self.probe:
             daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())

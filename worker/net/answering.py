@@ -81,8 +81,7 @@ class Answering(Moving):
             if keep and exchange.body_complete and not self._queue and not self.broken:
                 if not self.probe:
                     daemon.counters.response(exchange.status, sent, -self.busy)
-                timeout = daemon.limits.idle_timeout
-                self._deadline = (now or monotonic()) + timeout if timeout else inf
+                self._deadline = (now or monotonic()) + daemon.idle_timeout
                 self.busy = False
                 # While _process is at work it looks by itself at what is left to do.
                 quiet = self._parsing or not (self._input or self._eof or daemon.moving is not None)

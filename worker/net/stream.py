@@ -97,8 +97,7 @@ class Connection(Answering):
             self.ready(READ)
         if not self.closed:
             self.update_interest()
-            if self._timer is None:
-                self.look_at_deadline(monotonic())
+            self.look_at_deadline(monotonic())
 
     def ready(self, events: int) -> None:
         """The loop's callback.  May come once more than is true."""
@@ -264,20 +263,25 @@ class Connection(Answering):
             if self.state is IDLE and not self._input:  # the usual case; what is idle is nobody's but ours
                 self._parsing = False
                 break
-            with self.lock:
-                if (
-                    self.state is not IDLE
-                    or not self._input
-                    or (daemon.moving is not None and self._held is None and self.is_between())
-                ):
-                    self._parsing = False
-                    break
-                data, self._input = self._input, b""
+            data = self._next()
+            if not data:
+                break
         if self.state is IDLE:
             if daemon.moving is not None:
                 self._resume()
             elif self._eof:
                 self.event(Event.PEER_DONE)
+
+    def _next(self) -> bytes:
+        """Input behind an answer that was given at once; b"": that is for later, or for nobody here."""
+        with self.lock:
+            moving = self.daemon.moving is not None and self._held is None
+            if self.state is not IDLE or (moving and self.is_between()):
+                self._parsing = False
+                return b""
+            data, self._input = self._input, b""
+            self._parsing = bool(data)
+            return data
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """RFC 9112 §2.2: empty lines in front of a request line are ignored."""
