@@ -266,7 +266,7 @@ class Adoption:
             if run.begun or not run.deciding:
                 run.take_over()
             else:
-                service.begin(run)
+                service.admission.begin(run)
         service.upkeep.take_over()
         stopping = Stopping(self._snapshot.stopping)
         if stopping is not Stopping.NO:

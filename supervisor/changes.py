@@ -95,12 +95,12 @@ class Changes:
             Busy, ConfigError: Likewise.
         """
         service, listeners = self._service, self._service.listeners
-        service.refuse_if_busy()
+        service.admission.refuse_if_busy()
         again = service.loaded.reload()
         verdict = pure.compare(service.settings, again.settings)
         change = listeners.plan_change(again.settings.listen, self._sockets)
         wanted = again.settings.service.workers  # `scale` was in force until now
-        service.refuse_without_room(max(0, wanted - service.upkeep.wanted))
+        service.admission.refuse_without_room(max(0, wanted - service.upkeep.wanted))
         prepared = listeners.prepare(change, self._sockets)
         try:
             moved = self._move_log(again.settings)
@@ -227,7 +227,7 @@ class Changes:
             Busy: A rollout is being decided.
         """
         service = self._service
-        service.refuse_if_busy()
+        service.admission.refuse_if_busy()
         rollout = service.settings.rollout
         begun = service.crew.scoreboard.unready  # asked for again, perhaps under a new supervisor: it goes on
         service.crew.scoreboard.unready = True

@@ -316,7 +316,7 @@ class Operations:
 
     def _quiesce(self, args: Args, reply: Reply) -> None:
         # A rollout quiesces and resumes by itself; a second hand would upset its table.
-        self._service.refuse_if_busy()
+        self._service.admission.refuse_if_busy()
         what, workers = self._chosen(args)
         if what == "all":
             self._service.upkeep.hold()
@@ -335,7 +335,7 @@ class Operations:
         return f"{text}; new connections wait in the kernel's queue"
 
     def _resume(self, args: Args, reply: Reply) -> None:
-        self._service.refuse_if_busy()
+        self._service.admission.refuse_if_busy()
         what, workers = self._chosen(args)
         if what == "all":
             # Also those that an upgrade has brought meanwhile, who wait for the order to accept.

@@ -77,7 +77,7 @@ class Reexec:
         if self._operations.again:
             self._tell_outcome(reply)
             return
-        self._service.refuse_if_busy()
+        self._service.admission.refuse_if_busy()
         if self._running is not None:
             reply.result(Exit.BUSY, "the supervisor is being replaced already")
             return
@@ -98,7 +98,7 @@ class Reexec:
             self._running = None
             if not problem:
                 try:
-                    self._service.refuse_if_busy()
+                    self._service.admission.refuse_if_busy()
                     self._exec(command, reply)
                 except Busy as exc:  # a change has begun while the new code was asked
                     reply.result(Exit.BUSY, str(exc))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from quiesce.shared.errors import ConfigError
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
+from quiesce.supervisor.admission import Admission
 from quiesce.supervisor.config import Loaded, Settings
 from quiesce.supervisor.core.lanes import Why
 from quiesce.supervisor.core.lifecycle import GOING
@@ -22,12 +23,10 @@ from quiesce.supervisor.core.releases import (
     choose_rollback,
     next_id,
 )
-from quiesce.supervisor.core.rollout import phase
 from quiesce.supervisor.core.verify import Sample
-from quiesce.supervisor.crew import KEPT_PER_GENERATION, KEPT_PER_WORKER, Crew, Generation, Recipe
+from quiesce.supervisor.crew import Crew, Generation, Recipe
 from quiesce.supervisor.fdstore import FdStore
 from quiesce.supervisor.history import History
-from quiesce.supervisor.keeper import RESERVED
 from quiesce.supervisor.listeners import Listeners
 from quiesce.supervisor.loop import Loop
 from quiesce.supervisor.memory import Saving
@@ -36,7 +35,7 @@ from quiesce.supervisor.release_dir import exists, resolve
 from quiesce.supervisor.render import plural
 from quiesce.supervisor.rollouts import Outcome, Plan, RolloutRun
 from quiesce.supervisor.upkeep import Upkeep
-from quiesce.supervisor.watching import Busy, Ended, Stopping, Waiters, Watch
+from quiesce.supervisor.watching import Ended, Stopping, Waiters, Watch
 from quiesce.supervisor.worker_link import Worker
 
 
@@ -91,6 +90,7 @@ class Service:
         ] = []  # of a cold start (cold_start.py): what is tried if this one fails
         self.ids = history.used_ids()
         self._waiters = Waiters()
+        self.admission = Admission(self)
         self.upkeep = Upkeep(self.crew, self, loaded.settings.service.workers)
         self.crew.on_wish = self.upkeep.replace_at_its_wish
 
@@ -124,7 +124,7 @@ class Service:
             Busy: A change is being decided.
             ConfigError: What is asked for cannot be meant; nothing was touched.
         """
-        self.refuse_if_busy()
+        self.admission.refuse_if_busy()
         again = self.loaded.reload()
         named = {f"service.{key}": value for key, value in options.items()}
         loaded = self.loaded.reload(named) if named else again
@@ -139,7 +139,7 @@ class Service:
         wanted = self.upkeep.wanted
         if again.settings.service.workers != self.settings.service.workers:
             wanted = again.settings.service.workers  # else `scale` stays in force
-        self.refuse_without_room(wanted, lanes=1)
+        self.admission.refuse_without_room(wanted, lanes=1)
         self.ids.append(release.id)
         return self.roll_out("upgrade", release, recipe, {**plan, "wanted": wanted}, watch, again)
 
@@ -149,44 +149,15 @@ class Service:
         Raises:
             Busy, ConfigError: As :meth:`upgrade`.
         """
-        self.refuse_if_busy()
+        self.admission.refuse_if_busy()
         if self.serving is None:
             raise ConfigError("nothing serves, so there is nothing to roll back from; use `quiesce upgrade`")
         outcomes = self.history.outcomes()
         on_disk = [entry.release.path for entry in outcomes if exists(entry.release)]
         release = choose_rollback(which, self.serving.release, outcomes, on_disk)
         recipe = recipe_for(self.settings, release)
-        self.refuse_without_room(self.upkeep.wanted, lanes=1)
+        self.admission.refuse_without_room(self.upkeep.wanted, lanes=1)
         return self.roll_out("rollback", release, recipe, {"bake": bake_s}, watch)
-
-    def refuse_if_busy(self) -> None:
-        """Raise Busy while a change is being decided, or at the end."""
-        if self.stopping is not Stopping.NO:
-            raise Busy("this instance is stopping")
-        run = self.run
-        if run is not None:
-            ways = "`quiesce promote` or `quiesce abort`" if run.is_baking else "`quiesce abort`"
-            raise Busy(
-                f"{run.plan.command} to {run.release.id} is under way ({phase(run.state)}); wait for it, "
-                f"or end it with {ways}"
-            )
-
-    def refuse_without_room(self, more: int, *, lanes: int = 0) -> None:
-        """Refuse what the descriptor store could not keep: those workers would not survive us.
-
-        Raises:
-            ConfigError: With the number that is needed.
-        """
-        room, wanted = self.store.room, more * KEPT_PER_WORKER + lanes * KEPT_PER_GENERATION
-        if room is not None and room < wanted:
-            need, what = self.store.used + wanted, "FileDescriptorStoreMax= of the unit"
-            if self.keeper() is not None:
-                need, what = need + RESERVED, "the limit of open files (`ulimit -n`)"
-            raise ConfigError(
-                f"{plural(more, 'more worker')} would need {wanted} places in the descriptor store, and {room} are "
-                f"free: they could not survive the supervisor. Raise {what} to {need} or more, "
-                "or let fewer generations run at once"
-            )
 
     def new_id(self) -> str:
         """A release id that was never used."""
@@ -232,46 +203,9 @@ class Service:
                 run,
                 f"{release.id} and {old.release.id} share {release.path}: rollback works only during the bake",
             )
-        self.begin(run)
+        self.admission.begin(run)
         self.changed()
         return run
-
-    def begin(self, run: RolloutRun) -> None:
-        """Begin when `max_generations` allows it: nobody's request is cut to make room.
-
-        The wait is bounded, because each generation has its own drain deadline; `--force` ends
-        the oldest ones at once instead.
-        """
-        if not run.plan.gate:
-            for generation in self._in_the_way(run):
-                self.log.warning(
-                    "too many generations: its connections are ended", release=generation.release.id
-                )
-                for worker in generation:
-                    worker.ask(WorkerEvent.LEAVE_ASKED)
-        elif blocking := self._in_the_way(run):
-            names = " and ".join(generation.release.id for generation in blocking)
-            count = plural(sum(generation.open_connections() for generation in blocking), "connection")
-            limit = self.settings.rollout.max_generations
-            self.rollout_progress(
-                run, f"{run.release.id}: waiting for {names} to drain ({count}): max_generations is {limit}"
-            )
-            self.when(lambda: not run.deciding or not self._in_the_way(run), lambda: self._begin_now(run))
-            return
-        self._begin_now(run)
-
-    def _begin_now(self, run: RolloutRun) -> None:
-        if run.deciding and self.stopping is Stopping.NO:
-            run.begin()
-
-    def _in_the_way(self, run: RolloutRun) -> list[Generation]:
-        """The oldest draining generations beyond what `max_generations` allows beside the new one."""
-        limit = self.settings.rollout.max_generations
-        draining = [
-            g for g in self.crew.generations if g.workers and g is not self.serving and g is not run.new
-        ]
-        # The serving and the coming one count as well, and two there must always be.
-        return draining[: max(0, len(draining) + 2 - max(2, limit))] if limit else []
 
     # -- what a rollout says (Boss) --------------------------------------------------------
 
@@ -458,8 +392,8 @@ class Service:
             Busy: A rollout is being decided.
             ConfigError: The descriptor store could not keep so many.
         """
-        self.refuse_if_busy()
-        self.refuse_without_room(max(0, wanted - self.upkeep.wanted))
+        self.admission.refuse_if_busy()
+        self.admission.refuse_without_room(max(0, wanted - self.upkeep.wanted))
         self.upkeep.wanted = wanted
         self.save()
         self.upkeep.plan()

@@ -59,7 +59,7 @@ class SignalCommands:
     def _is_changing(self, name: str) -> bool:
         """A rollout quiesces and resumes by itself: a second hand would upset its table."""
         try:
-            self._service.refuse_if_busy()
+            self._service.admission.refuse_if_busy()
         except Busy as exc:
             self._log.warning(f"{name} ignored", why=str(exc))
             return True

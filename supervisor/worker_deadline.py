@@ -7,6 +7,10 @@ from quiesce.shared.deadlines import Timer
 from quiesce.supervisor.core.lifecycle import State
 from quiesce.supervisor.loop import Loop
 
+QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` in this time is killed
+ANSWER_S = 5.0  # for words whose lateness costs nothing
+DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
+EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
 STARVED_S = 5.0  # longer than its deadline for one that is runnable and simply gets no processor
 LOOK_AGAIN_S = 0.25
 
@@ -69,6 +73,11 @@ class Deadline:
     def _due(self) -> None:
         self._timer = None
         self._on_due()
+
+
+def answer_s(state: State) -> float:
+    """How long the answer to its last order may take."""
+    return QUIESCE_ANSWER_S if state is State.QUIESCING else ANSWER_S
 
 
 def is_excused(state: State, waited_s: float, *, in_request: bool, drain_timeout_s: float, pid: int) -> bool:

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
+from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.logs import Log
 from quiesce.supervisor.capture import Capture
+from quiesce.supervisor.core.exits import Ended, describe
+from quiesce.supervisor.core.lifecycle import State
 
 MAX_START_OUTPUT_BYTES = 64 << 20
 MAX_KEPT_DETAIL_CHARS = (
@@ -50,7 +53,14 @@ class Evidence:
         limit = f"{MAX_START_OUTPUT_BYTES >> 20} MiB"
         return f"worker {worker} wrote more than {limit} of output before it served, and was killed"
 
-    def stub_says(self) -> str:
+    def why_it_ended(self, worker: str, state: State, ended: Ended) -> str:
+        """A sentence for an end that nobody had asked for, and of which the worker has said nothing."""
+        sentence = describe(worker, state, ended)
+        if ended.status == WorkerExit.NO_EXEC and (said := self._stub_says()):
+            sentence += f": {said}"  # the reason
+        return sentence
+
+    def _stub_says(self) -> str:
         """The stub's own words, for one whose interpreter could not be executed."""
         return self.capture.tail(1).removeprefix("quiesce: ") if self.capture is not None else ""
 

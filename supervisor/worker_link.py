@@ -1,6 +1,5 @@
-"""One worker: its channel, its pidfd, its one deadline; what it says becomes lifecycle events."""
+"""One worker: what it says, and what becomes of its process, are lifecycle events; their actions are orders to it."""
 
-import os
 import signal
 from collections.abc import Callable, Sequence
 
@@ -10,7 +9,7 @@ from quiesce.shared.exitcodes import WorkerExit
 from quiesce.shared.scoreboard import Field
 from quiesce.supervisor import fdnames
 from quiesce.supervisor.core import adoption
-from quiesce.supervisor.core.exits import Ended, describe
+from quiesce.supervisor.core.exits import Ended
 from quiesce.supervisor.core.lifecycle import (
     COMING,
     GOING,
@@ -28,34 +27,27 @@ from quiesce.supervisor.core.probe_reply import Verdict
 from quiesce.supervisor.core.snapshot import WorkerRecord
 from quiesce.supervisor.health import Prober
 from quiesce.supervisor.render import plural
-from quiesce.supervisor.worker_deadline import Deadline, is_excused, overdue
+from quiesce.supervisor.worker_deadline import (
+    DRAIN_GRACE_S,
+    EXIT_GRACE_S,
+    Deadline,
+    answer_s,
+    is_excused,
+    overdue,
+)
 from quiesce.supervisor.worker_evidence import MAX_KEPT_DETAIL_CHARS, Evidence
 from quiesce.supervisor.worker_lanes import WorkerLanes
 from quiesce.supervisor.worker_parts import House, Parts, Terms
-from quiesce.supervisor.worker_wire import Wire
+from quiesce.supervisor.worker_process import Process
+from quiesce.supervisor.worker_wire import SAID, Wire
 
-QUIESCE_ANSWER_S = 1.0  # design: an old worker that does not answer `quiesce` in this time is killed
-ANSWER_S = 5.0  # for words whose lateness costs nothing
-DRAIN_GRACE_S = 2.0  # beyond drain_timeout, in which the worker itself ends what is left
-EXIT_GRACE_S = 1.0  # beyond exit_timeout, which the worker bounds itself
 STOP_IDLE_S = 1.0  # so long a connection without a request may still begin one when the instance stops
-
-
-_WORDS: dict[type, Event] = {
-    msg.Hello: Event.SAID_HELLO,
-    msg.Ready: Event.SAID_READY,
-    msg.Accepting: Event.SAID_ACCEPTING,
-    msg.Quiesced: Event.SAID_QUIESCED,
-    msg.Resumed: Event.SAID_RESUMED,
-    msg.Drained: Event.SAID_DRAINED,
-    msg.Failed: Event.SAID_FAILED,
-}
 
 Watcher = Callable[["Worker", State, State], None]
 
 
 class Worker:
-    """One worker process.  Owns its channel, pidfd and capture."""
+    """One worker process.  Owns its channel, pidfd and capture, each in a part that knows how to."""
 
     def __init__(
         self,
@@ -91,8 +83,8 @@ class Worker:
         self._house = house
         self._terms = terms
         self._wire = Wire(house.loop, house.log, parts.channel, self)
+        self._process = Process(house.loop, house.store, self.key, parts.pidfd, self._gone)
         self._evidence = Evidence(parts.capture, house.log)
-        self._pidfd = parts.pidfd
         self._deadline = Deadline(house.loop, self._on_deadline)
         self._prober: Prober | None = None
         self.lanes = WorkerLanes(house, self.id, lane, self._wire.tell, self._moved)
@@ -101,8 +93,6 @@ class Worker:
         self._hurried = False  # told to end at once
         self._idle_s = 0.0  # of its next `drain`
         self._cut_in: State | None = None  # where it stood when its channel broke: usually it was dying
-        if self._pidfd >= 0:
-            house.loop.watch(self._pidfd, self._on_exit)
         if record is None:
             self._keep()
             self._deadline.arm(terms.start_timeout_s)
@@ -129,8 +119,7 @@ class Worker:
         store = self._house.store
         if self._wire.is_open:
             store.put(fdnames.channel(self.key), self._wire.fileno())
-        if self._pidfd >= 0:
-            store.put(fdnames.pidfd(self.key), self._pidfd)
+        self._process.keep()
         if self._evidence.capture is not None:
             store.put(fdnames.output(self.key), self._evidence.capture.cursor)
 
@@ -177,7 +166,7 @@ class Worker:
 
         May end its life at once: call it when its watcher is set.
         """
-        if self._pidfd < 0:
+        if self._process.pidfd < 0:
             self._gone(Ended())
             return
         if not self._wire.is_open:
@@ -198,7 +187,7 @@ class Worker:
         if hello.oldest_protocol > msg.PROTOCOL:
             self._retire(f"its quiesce is {hello.version}, too new for us to command it")
             return
-        self._speaks, self.lanes.version = (hello.protocol, hello.oldest_protocol), hello.lane_version
+        self._note(hello)
         if hello.interface:
             self.interface, self.threads = hello.interface, hello.threads
         if named and self.state not in GOING:
@@ -225,13 +214,10 @@ class Worker:
 
     def on_stale(self, message: msg.Message) -> None:
         """Said to the last supervisor: of that only what no `hello` repeats is worth anything."""
+        if isinstance(message, (msg.Failed, msg.Ready, msg.Drained)):
+            self._note(message)
         if isinstance(message, msg.Failed):
-            self._evidence.lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
             self._handle(Event.SAID_FAILED)
-        elif isinstance(message, msg.Ready):
-            self.interface, self.threads = message.interface, message.threads
-        elif isinstance(message, msg.Drained):
-            self.connections_cut = message.cut
 
     # -- what others ask of it ----------------------------------------------------------
 
@@ -269,7 +255,7 @@ class Worker:
         """Kill it for a fault that was observed from outside (a stalled loop)."""
         self._lost(why)
         self.asked_to_leave = False
-        self._signal(signal.SIGKILL)
+        self._process.signal(signal.SIGKILL)
 
     def probe_again(self, done: Callable[[Verdict], None]) -> Prober:
         """Ask it the health rule's questions while it serves; the caller bounds the time."""
@@ -327,7 +313,7 @@ class Worker:
             self._wishes_to_go = True
             self.on_wish(self)
             return
-        event = _WORDS.get(type(message))
+        event = SAID.get(type(message))
         if event is None:
             word = message.type if isinstance(message, msg.Unknown) else type(message).__name__
             self._house.log.warning("message skipped", worker=self.id, message=word)
@@ -337,11 +323,14 @@ class Worker:
                 f"worker {self.id} needs a newer supervisor (its quiesce is {message.version}); install that here, too"
             )
             return
+        self._note(message)
+        self._handle(event)
+
+    def _note(self, message: msg.Message) -> None:
+        """Keep what it says of itself."""
         if isinstance(message, msg.Hello):
-            self._speaks, self.lanes.version = (
-                (message.protocol, message.oldest_protocol),
-                message.lane_version,
-            )
+            self._speaks = message.protocol, message.oldest_protocol
+            self.lanes.version = message.lane_version
         elif isinstance(message, msg.Failed):
             self._evidence.lost(message.reason, message.detail[: msg.MAX_DETAIL_BYTES])
         elif isinstance(message, msg.Ready):
@@ -350,7 +339,6 @@ class Worker:
             self.connections_cut = message.cut
         elif isinstance(message, msg.Quiesced):
             self.lanes.quiesced()
-        self._handle(event)
 
     def on_wire_lost(self) -> None:
         """Its end of the channel is closed, or nothing that comes makes sense."""
@@ -358,21 +346,12 @@ class Worker:
         self._cut_in = self._cut_in or self.state
         self._handle(Event.CHANNEL_LOST)
 
-    def _on_exit(self, _events: int) -> None:
-        """The process is gone: reap it, exactly once."""
-        self._house.loop.unwatch(self._pidfd)
-        try:
-            info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        except ChildProcessError:
-            info = None  # not our child (adopted): nobody can know how
-        self._gone(_ended(info))
-
     def _gone(self, how: Ended) -> None:
         # What it said just before it died may still lie in the channel.
         self._wire.read()
         as_it_wished = self._wishes_to_go and how.status == WorkerExit.OK
         if not self.asked_to_leave and not self.failure and not as_it_wished:
-            self._lost(self._why_it_ended(how))
+            self._lost(self._evidence.why_it_ended(self.id, self._cut_in or self.state, how))
         elif how.signal and not self.failure and (count := self.counter(Field.CONN_OPEN)):
             self._house.log.warning(
                 "connections lost with a worker that was leaving",
@@ -385,10 +364,7 @@ class Worker:
         self.lanes.settle()
         if self._prober is not None:
             self._prober.cancel()
-        if self._pidfd >= 0:
-            self._house.store.drop(fdnames.pidfd(self.key))
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._process.close()
         self._handle(Event.EXITED)
         self._evidence.close(lambda: self._house.store.drop(fdnames.output(self.key)))
 
@@ -396,12 +372,6 @@ class Worker:
         """It is dead, or about to be killed, and what it holds goes with it."""
         count = self.counter(Field.CONN_OPEN) if self.state in SERVING else 0
         self._evidence.lost(f"{why}; {plural(count, 'connection')} went with it" if count else why)
-
-    def _why_it_ended(self, ended: Ended) -> str:
-        sentence = describe(self.id, self._cut_in or self.state, ended)
-        if ended.status == WorkerExit.NO_EXEC and (said := self._evidence.stub_says()):
-            sentence += f": {said}"  # the reason
-        return sentence
 
     def _on_deadline(self) -> None:
         if is_excused(
@@ -479,13 +449,6 @@ class Worker:
             self._house.store.drop(fdnames.channel(self.key))
             self._wire.close()
 
-    def _signal(self, number: int) -> None:
-        if self._pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
-                pass  # it is a zombie already; the reaper comes
-
     def _send_drain(self) -> None:
         self.lanes.order(msg.Drain(self._terms.drain_timeout_s, idle_s=self._idle_s))
 
@@ -509,9 +472,6 @@ class Worker:
         self.lanes.settle()
         self._send(msg.Resume())
 
-    def _arm_answer(self) -> None:
-        self._deadline.arm(QUIESCE_ANSWER_S if self.state is State.QUIESCING else ANSWER_S)
-
 
 _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.CONFIGURE: Worker._configure,
@@ -523,21 +483,13 @@ _PERFORM: dict[Action, Callable[[Worker], object]] = {
     Action.SEND_DRAIN_NOW: lambda w: w._send(msg.Drain(0.0)),
     Action.SEND_DRAIN_REST: Worker._send_drain_rest,
     Action.SEND_SHUTDOWN: lambda w: w._send(msg.Shutdown()),
-    Action.SIGTERM: lambda w: w._signal(signal.SIGTERM),
-    Action.SIGKILL: lambda w: w._signal(signal.SIGKILL),
+    Action.SIGTERM: lambda w: w._process.signal(signal.SIGTERM),
+    Action.SIGKILL: lambda w: w._process.signal(signal.SIGKILL),
     Action.ARM_START: lambda w: w._deadline.arm_rest(w._terms.start_timeout_s),
     Action.ARM_PROBE: lambda w: w._deadline.arm(w._terms.start_timeout_s),
-    Action.ARM_ANSWER: Worker._arm_answer,
+    Action.ARM_ANSWER: lambda w: w._deadline.arm(answer_s(w.state)),
     Action.ARM_DRAIN: lambda w: w._deadline.arm(w._terms.drain_timeout_s + DRAIN_GRACE_S),
     Action.ARM_DRAIN_REST: lambda w: w._deadline.arm_rest(w._terms.drain_timeout_s + DRAIN_GRACE_S),
     Action.ARM_EXIT: lambda w: w._deadline.arm(w._terms.configure.exit_timeout_s + EXIT_GRACE_S),
     Action.DISARM: lambda w: w._deadline.disarm(),
 }
-
-
-def _ended(info: os.waitid_result | None) -> Ended:
-    if info is None:
-        return Ended()
-    if info.si_code == os.CLD_EXITED:
-        return Ended(status=info.si_status)
-    return Ended(signal=info.si_status)

@@ -118,11 +118,11 @@ def wait_not_ready(port: Port) -> None:
 
 def test_it_leaves_and_comes_back(tmp_path: Path, notes: Notes, port: Port) -> None:
     release = build(tmp_path, "v1", notes)
-    with running(tmp_path / "i", release, binds=[port.address], rollout=rollout(1.0)) as instance:
+    with running(tmp_path / "i", release, binds=[port.address], rollout=rollout(5.0)) as instance:
         kept = connect(port)
         assert ask(kept, READY) == (200, None)
         with LoadClient(
-            instance.target, fresh(1, path="/slow?ms=2500"), wait_started=False, max_answers=1
+            instance.target, fresh(1, path="/slow?ms=8000"), wait_started=False, max_answers=1
         ) as slow:
             instance.wait_status(lambda status: any(w["connections"]["busy"] for w in status["workers"]))
             with Balancer(port) as balancer:
@@ -142,7 +142,7 @@ def test_it_leaves_and_comes_back(tmp_path: Path, notes: Notes, port: Port) -> N
         kept.close()
         status = instance.status()
         assert status["unready"] and states(status) == {"quiesced"}
-        assert "accepting goes on for 1 s" in outcome.text
+        assert "accepting goes on for 5 s" in outcome.text
         late = connect(port)  # by the kernel: nobody accepts it
         late.request("GET", "/")
         instance.ok("resume", "all")

@@ -21,7 +21,7 @@ def restarts(house: House) -> dict[str, int]:
 
 def kill(house: House, identity: str, number: int = signal.SIGKILL) -> None:
     (worker,) = [worker for worker in house.service.crew if worker.id == identity]
-    signal.pidfd_send_signal(worker._pidfd, number)
+    signal.pidfd_send_signal(worker._process.pidfd, number)
     house.until(lambda: worker.state is State.REAPED)
 
 
@@ -53,7 +53,7 @@ def test_one_that_dies_while_its_successor_comes_has_left_its_place_already(hous
     house.start(first)
     (first / "behaviour.json").write_text('{"mute": ["ready"]}')
     worker = next(worker for worker in house.service.crew if worker.id == "r1/1")
-    signal.pidfd_send_signal(worker._pidfd, signal.SIGTERM)
+    signal.pidfd_send_signal(worker._process.pidfd, signal.SIGTERM)
     house.last("r1/1", "replacing")
     kill(house, "r1/1")
     house.turn_for(0.2)

@@ -19,7 +19,7 @@ def worker(house: House, identity: str) -> Worker:
 
 def told_to_go(house: House, identity: str) -> None:
     """SIGTERM, and the supervisor has read what the worker said."""
-    signal.pidfd_send_signal(worker(house, identity)._pidfd, signal.SIGTERM)
+    signal.pidfd_send_signal(worker(house, identity)._process.pidfd, signal.SIGTERM)
     house.until(lambda: house.heard(identity, "replacing"))
 
 
@@ -127,7 +127,7 @@ def test_an_instance_that_stops_replaces_nobody(house: House) -> None:
     house.start(house.release("v1", mute=["drained"]), workers=1)
     house.service.stop(now=False)
     house.last("r1/1", "drain")
-    signal.pidfd_send_signal(worker(house, "r1/1")._pidfd, signal.SIGTERM)
+    signal.pidfd_send_signal(worker(house, "r1/1")._process.pidfd, signal.SIGTERM)
     house.turn_for(0.3)
     assert [worker.id for worker in house.service.crew] == ["r1/1"]
     assert "worker is recycled" not in house.log()

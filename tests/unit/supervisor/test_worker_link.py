@@ -16,7 +16,7 @@ from quiesce.shared import messages as msg
 from quiesce.shared.channel import Channel, make_pair
 from quiesce.shared.logs import Log
 from quiesce.shared.scoreboard import Field, Scoreboard
-from quiesce.supervisor import worker_lanes, worker_link
+from quiesce.supervisor import worker_deadline, worker_lanes
 from quiesce.supervisor.capture import Capture
 from quiesce.supervisor.config import Listen
 from quiesce.supervisor.core import lanes
@@ -266,7 +266,7 @@ def test_a_peer_gone_in_the_middle_is_told_by_how_it_ended(stage: Stage) -> None
 
 
 def test_silence_after_quiesce_ends_in_sigkill(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_link, "QUIESCE_ANSWER_S", 0.05)
+    monkeypatch.setattr(worker_deadline, "QUIESCE_ANSWER_S", 0.05)
     stage.up()
     stage.worker.ask(Event.QUIESCE_ASKED)
     stage.until(lambda: stage.worker.state is State.REAPED)
@@ -278,7 +278,7 @@ def test_a_worker_inside_a_request_is_not_killed_for_its_silence(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its one thread runs a request inline: killing it would fail that request."""
-    monkeypatch.setattr(worker_link, "QUIESCE_ANSWER_S", 0.01)
+    monkeypatch.setattr(worker_deadline, "QUIESCE_ANSWER_S", 0.01)
     stage.up()
     stage.scoreboard.slot(3)[Field.IN_REQUEST_SINCE_NS] = 1
     stage.worker.ask(Event.QUIESCE_ASKED)
@@ -302,7 +302,7 @@ def test_a_worker_that_never_gets_ready_is_killed_with_its_last_lines() -> None:
 
 def test_a_stalled_worker_is_killed_by_pidfd(stage: Stage) -> None:
     stage.up()
-    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGSTOP)
+    signal.pidfd_send_signal(stage.worker._process.pidfd, signal.SIGSTOP)
     stage.worker.fail("its loop stood still")
     stage.until(lambda: stage.worker.state is State.REAPED)
     assert stage.worker.failure == "its loop stood still"
@@ -525,7 +525,7 @@ def test_who_was_told_to_end_at_once_gets_no_more_time_by_another_lane(stage: St
 def test_what_goes_with_a_worker_that_dies_is_counted(stage: Stage) -> None:
     stage.up()
     stage.scoreboard.slot(3)[Field.CONN_OPEN] = 37
-    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    signal.pidfd_send_signal(stage.worker._process.pidfd, signal.SIGKILL)
     stage.until(lambda: stage.worker.state is State.REAPED)
     assert stage.worker.failure.endswith("; 37 connections went with it"), stage.worker.failure
 
@@ -534,7 +534,7 @@ def test_what_goes_with_one_that_was_leaving_is_in_the_log(stage: Stage) -> None
     stage.up()
     stage.worker.ask(Event.DRAIN_ASKED)
     stage.scoreboard.slot(3)[Field.CONN_OPEN] = 3
-    signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+    signal.pidfd_send_signal(stage.worker._process.pidfd, signal.SIGKILL)
     stage.until(lambda: stage.worker.state is State.REAPED)
     assert not stage.worker.failure and "connections lost with a worker that was leaving" in stage.text()
 
@@ -549,7 +549,7 @@ def test_one_that_was_told_to_go_and_went_by_itself_is_not_lost(stage: Stage, ki
     stage.until(lambda: wishes == [stage.worker])
     assert stage.worker.state is State.ACCEPTING
     if killed:
-        signal.pidfd_send_signal(stage.worker._pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(stage.worker._process.pidfd, signal.SIGKILL)
     else:
         stage.end_process()
     stage.until(lambda: stage.worker.state is State.REAPED)
@@ -566,13 +566,13 @@ class Successor(Stage):
     def die(self, state: State) -> None:
         """The first supervisor is gone, without a word; the next one begins."""
         old, record = self.worker, self.worker.record()
-        channel, pidfd = old._wire._channel, old._pidfd
+        channel, pidfd = old._wire._channel, old._process.pidfd
         assert channel is not None and old._evidence.capture is not None
         for fd in (channel.fileno(), pidfd):
             self.loop.unwatch(fd)
         wire, pidfd = os.dup(channel.fileno()), os.dup(pidfd)
         channel.close()
-        os.close(old._pidfd)
+        os.close(old._process.pidfd)
         old._deadline.disarm()
         record.state = state.value
         again = Channel(socket.socket(fileno=wire), max_fds=0, first_seq=1 << 40)
