@@ -35,7 +35,7 @@ class Field(IntEnum):
     TURN_NS = 0  # CLOCK_MONOTONIC of the last turn of the serving loop: the heartbeat
     IN_REQUEST_SINCE_NS = 1  # a handler runs inline in the loop since then; 0 = none
     CONN_OPEN = 2
-    CONN_IDLE = 3
+    CONN_IDLE = 3  # this and the next: when the loop's turn is over; see reading()
     CONN_BUSY = 4
     REQUESTS = 5  # whose head was complete
     RESP_1XX = 6
@@ -131,6 +131,19 @@ class Scoreboard:
             raise ProtocolError(f"slot {number} is outside the scoreboard's {SLOTS}")
         start = _HEADER_FIELDS + number * SLOT_FIELDS
         return self._view[start : start + SLOT_FIELDS]
+
+    def reading(self, number: int, field: Field) -> int:
+        """What a slot says of a field: a hint.
+
+        A worker whose application runs in its loop writes the figures of its requests when a turn is over.  The one
+        that runs now is in none of them yet, and is known by IN_REQUEST_SINCE_NS.
+        """
+        slot = self.slot(number)
+        value = int(slot[field])
+        shown = slot[Field.CONN_BUSY] or not slot[Field.CONN_OPEN] or not slot[Field.IN_REQUEST_SINCE_NS]
+        if shown or field not in (Field.CONN_BUSY, Field.CONN_IDLE):
+            return value
+        return 1 if field is Field.CONN_BUSY else max(0, value - 1)
 
     def column(self, field: int) -> memoryview:
         """One field of all slots, indexed by slot: a view with strides of unsigned 64-bit integers.

@@ -295,7 +295,7 @@ class Worker:
 
     def counter(self, field: Field) -> int:
         """A field of its scoreboard slot: a hint."""
-        return int(self._house.scoreboard.slot(self.slot)[field])
+        return self._house.scoreboard.reading(self.slot, field)
 
     def stands_still(self, now: float, since_s: float) -> bool:
         """Has its loop not turned for so long, for whatever reason?  A hint; of one that never said so: no."""

@@ -20,8 +20,9 @@ from quiesce.worker.loops.thread_pool import ThreadPool
 from quiesce.worker.net import counters as figures
 from quiesce.worker.net import staying
 from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
-from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters
-from quiesce.worker.net.deadline import Together
+from quiesce.worker.net.alone import Alone
+from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters, TurnCounters
+from quiesce.worker.net.deadline import Sweep
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.gate import Gate, Neighbours
@@ -73,6 +74,16 @@ class Daemon:
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
 
+    # fmt: off
+    # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
+    __slots__ = (
+        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
+        "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
+        "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
+        "hear", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
+    )
+    # fmt: on
+
     def __init__(
         self,
         app: App,
@@ -98,11 +109,11 @@ class Daemon:
         self.loop = loop
         self.limits = limits
         self.access_log = access_log
-        self.recheck_s = min(limits.idle_timeout or 60.0, 60.0)  # a connection looks at its deadline so often
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
         )  # the application is called in the loop's thread
-        self.counters = Counters(slot) if self.is_inline else SharedCounters(slot)
+        self._has_turns = self.is_inline and loop.has_turns
+        self.counters = self._make_counters(slot)
         self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
@@ -118,6 +129,7 @@ class Daemon:
         self._on_drained: Callable[[], None] | None = None
         self._is_orphan = False  # a lane that is empty has ended: nobody is left to say so
         self.roster = Roster(self.counters, counts_ip=limits.connections_per_ip > 0)
+        self.sweep = Sweep(loop, min(limits.idle_timeout or 60.0, 60.0), self.roster.all)
         self.moving: Mover | None = None  # who is told of connections that fall idle: they can move now
         self._mover = Mover(self)
         self._lanes = Lanes(
@@ -131,19 +143,29 @@ class Daemon:
             self._show_accepting,
             reserve,
             turn_away or self._turn_away,
+            self._look_at_fresh,
         )
-        self.connect: Connect = connect or Connection
+        self._fresh: list[Connection] = []  # accepted just now
+        self.connect: Connect = connect or (Alone if self.is_inline else Connection)
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
         self._in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
         getattr(app, "when_idle", lambda callback: None)(self._call_over)
-        dates = HttpDate()
-        self.date, self.date_line = dates.date, dates.line
+        self.dates = HttpDate()
         self._thread: int | None = None
         if slot is not None:
             loop.slot = slot
         self._heartbeat: Timer | None = loop.call_at(loop.now(), self._beat) if heartbeat else None
+
+    def _make_counters(self, slot: memoryview | None) -> Counters:
+        if not self.is_inline:
+            return SharedCounters(slot)
+        if not self._has_turns:
+            return Counters(slot)
+        counters = TurnCounters(slot)
+        self.loop.turned = counters.turned
+        return counters
 
     # -- listeners ------------------------------------------------------------------------------
 
@@ -291,7 +313,8 @@ class Daemon:
                 continue
             connections.append(connection)
         self.roster.came(connections)
-        Together(self.loop, self.recheck_s, connections)
+        for connection in connections:
+            connection.look_at_deadline(now)
         return connections
 
     def aimed(self) -> None:
@@ -330,15 +353,27 @@ class Daemon:
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         limits = self.limits
         connection = self.connect(self, sock, peer, local, "http", False)
-        connection.attend()
         connection.listener = listener.name
         self.roster.add(connection)
+        self._fresh.append(connection)
         full = self.counters.open > limits.connections > 0
         full = self.roster.count_ip(connection, peer) > limits.connections_per_ip or full
         self.counters.count(figures.ACCEPTED)
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def _look_at_fresh(self) -> None:
+        """Those who were accepted may have sent their requests already."""
+        if self._thread is None:
+            self.enter()  # it is the first turn, and no heart has beaten: a pool's threads must be told apart by now
+        fresh, self._fresh = self._fresh, []
+        for connection in fresh:
+            try:
+                connection.look()
+            except Exception as exc:  # a bug of ours, or it cannot be watched: this client pays, nobody else
+                self.loop.complain("unexpected error in the serving loop", exc)
+                connection.cut()
 
     def _turn_away(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         self.counters.count(figures.REFUSED)
@@ -348,6 +383,8 @@ class Daemon:
     def forget(self, connection: Ending) -> None:
         """A connection's last word."""
         self.roster.remove(connection)
+        if not self.roster.all:
+            self.sweep.rest()
         if not connection.probe:
             self.check_empty()
 
@@ -378,25 +415,23 @@ class Daemon:
 
     # -- calling the application ----------------------------------------------------------------------
 
-    def call(self, exchange: Exchange) -> None:
+    def call(self, exchange: Exchange, now_ns: int) -> None:
         """Have a request answered, here or by the pool."""
-        now = monotonic_ns()
-        if not exchange.since_ns:
-            exchange.since_ns = now
         if self._ready_path and self._answer_ready(exchange):
             return
         if self._pool is not None:
             self._pool.submit(exchange)
             return
-        slot = self.counters.slot
-        slot[IN_REQUEST_SINCE_NS] = now
         self._in_call = True
+        slot = self.counters.slot
+        slot[IN_REQUEST_SINCE_NS] = now_ns
         try:
             self.app.handle(exchange)
         except BaseException as exc:  # SystemExit too: one request does not end the process
             exchange.fail(exc)
         self._in_call = False
-        slot[IN_REQUEST_SINCE_NS] = 0
+        if not self._has_turns:  # whose end says so
+            slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self.check_empty()
 

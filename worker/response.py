@@ -126,8 +126,8 @@ class Response(core.Response):
     """
 
     ICY = ICY  # to be added to the status that is queued
-    __slots__ = ("_more",)
-    _more: _More  # absent until it is needed
+    __slots__ = ()
+    _more: _More | None  # None until it is needed
 
     @classmethod
     def from_buffer(
@@ -229,16 +229,13 @@ class Response(core.Response):
     @property
     def more(self) -> _More:
         """What the plain response does not have."""
-        try:
-            return self._more
-        except AttributeError:
-            pass
-        with _making:
-            try:
-                return self._more
-            except AttributeError:
-                self._more = more = _More(Fields(self.head.fields()))
-                return more
+        more = self._more
+        if more is None:
+            with _making:
+                more = self._more
+                if more is None:
+                    more = self._more = _More(Fields(self.head.fields()))
+        return more
 
     @property
     def is_plain(self) -> bool:
@@ -247,7 +244,7 @@ class Response(core.Response):
 
     def _look(self) -> None:
         """Is it still plain?  An empty path says no, so that the plain ones are asked for nothing else."""
-        more = self._more
+        more = self.more
         special = more.source or more.options or more.fields.chunked or more.footers
         if not self.path:
             self.path = "" if special else None
@@ -257,10 +254,7 @@ class Response(core.Response):
     @property
     def references(self) -> int:
         """Its creator's, and one for each client that it is on its way to."""
-        try:
-            return self._more.references
-        except AttributeError:
-            return 1
+        return 1 if self._more is None else self._more.references
 
     def retain(self) -> None:
         """One reference more.

@@ -20,7 +20,7 @@ from scenarios import SCENARIOS, Scenario
 from servers import LABELS, Server, Workshop, say
 
 _ATTEMPTS = 10
-_FEWEST = 50  # answers of a turn that counts
+_FEWEST = 100  # answers a second of a turn that counts
 
 
 def measure(server: Server, scenario: Scenario, workshop: Workshop, seconds: float, core: int) -> Sample:
@@ -30,7 +30,7 @@ def measure(server: Server, scenario: Scenario, workshop: Workshop, seconds: flo
         "close" if scenario.close else "keep", str(requests),
     ]  # fmt: skip
     for _ in range(_ATTEMPTS):
-        sample = _turn(server, command, core)
+        sample = _turn(server, command, core, _FEWEST * seconds)
         if sample is not None:
             return sample
     sys.exit(
@@ -38,7 +38,7 @@ def measure(server: Server, scenario: Scenario, workshop: Workshop, seconds: flo
     )
 
 
-def _turn(server: Server, command: list[str], core: int) -> Sample | None:
+def _turn(server: Server, command: list[str], core: int, fewest: float) -> Sample | None:
     """One turn; None if others had both cores nearly all the time."""
     before = server.cpu_s()
     done = subprocess.run(
@@ -52,7 +52,7 @@ def _turn(server: Server, command: list[str], core: int) -> Sample | None:
     if done.returncode:
         sys.exit(f"bench: {server.name}: {done.stderr}")
     answers, took, faults = (float(word) for word in done.stdout.split())
-    if answers < _FEWEST or not used:
+    if answers < fewest or not used:
         return None
     return Sample(used / answers * 1e6, answers / took, int(faults))
 

@@ -34,9 +34,10 @@ DEAR = {
 # Loaded by ASGI workers only; everything else under worker/ may be loaded by any.
 ASGI_ONLY = {
     "quiesce.worker.apps.asgi",
-    "quiesce.worker.apps.asgi_body",
+    "quiesce.worker.apps.asgi_cycle",
     "quiesce.worker.apps.lifespan",
     "quiesce.worker.loops.asyncio_loop",
+    "quiesce.worker.loops.eager_tasks",
 }
 
 

@@ -117,6 +117,37 @@ def test_who_never_reads_its_upload_is_told_with_500(setup: Setup, body: bytes) 
     assert len(calls) < 10  # and it is not asked for ever
 
 
+def test_who_said_close_is_not_waited_for(setup: Setup) -> None:
+    """It is told that its answer was sent, then that it has gone, while the client has not read a byte."""
+    notes = Notes()
+    limits = Limits(linger_timeout=3 * PATIENCE_S, linger_time=3 * PATIENCE_S)
+    with (
+        running(setup, access_handler=notes.handler, limits=limits, **notes.options) as served,
+        served.connect() as sock,
+    ):
+        sock.sendall(CLOSE)
+        served.until(lambda: notes.events == ["started", "completed", "closed"])
+        assert read_to_end(sock).endswith(b"\r\n\r\n")
+    assert notes.ends == [(b"", Termination.COMPLETED_OK)]
+
+
+def test_trailers_are_their_own_requests(setup: Setup) -> None:
+    told: list[list[tuple[bytes, bytes]]] = []
+
+    def handler(connection: Connection) -> Response | None:
+        connection.upload.read()
+        if connection.stage is not Stage.END:
+            return None
+        told.append(connection.trailers)
+        return Response()
+
+    with running(setup, access_handler=handler) as served, served.connect() as sock:
+        for request in (CHUNKED + b"1\r\na\r\n0\r\nX: y\r\n\r\n", GET, POST + b"12345678"):
+            sock.sendall(request)
+            read_reply(sock)
+    assert told == [[(b"x", b"y")], [], []]
+
+
 def test_chunks_and_trailers(setup: Setup) -> None:
     notes, trailers = Notes(), []
 

@@ -32,6 +32,7 @@ class Row(NamedTuple):
     explicit: bool = False  # and only to who allows request smuggling
     seen: str = ""  # what the application sees of it
     closes: bool = False
+    redirected: tuple[int, ...] = ()  # the levels at which it is told to ask for what they would have seen
 
 
 LEVEL_HEAD = b"GET /x HTTP/1.1\r\nHost: a\r\n"
@@ -54,8 +55,11 @@ ROWS = {
     "two spaces round the target": Row(b"GET  /x  HTTP/1.1\r\nHost: a\r\n\r\n", -1, False, "/x"),
     "TAB as a delimiter": Row(b"GET\t/x\tHTTP/1.1\r\nHost: a\r\n\r\n", 0),
     "VT or FF as a delimiter": Row(b"GET\v/x\fHTTP/1.1\r\nHost: a\r\n\r\n", -1),
-    "SP in the target": Row(b"GET /x y HTTP/1.1\r\nHost: a\r\n\r\n", -2, False, "/x%20y"),
-    "VT in the target": Row(b"GET /x\vy HTTP/1.1\r\nHost: a\r\n\r\n", -2, False, "/x%20y"),
+    "SP in the target": Row(b"GET /x y HTTP/1.1\r\nHost: a\r\n\r\n", -2, False, "/x%20y", redirected=(-1, 0)),
+    "TAB in the target": Row(
+        b"GET /x\ty HTTP/1.1\r\nHost: a\r\n\r\n", -2, False, "/x%20y", redirected=(-1, 0)
+    ),
+    "VT in the target": Row(b"GET /x\vy HTTP/1.1\r\nHost: a\r\n\r\n", -2, False, "/x%20y", redirected=(-1,)),
     "no target": Row(b"GET  HTTP/1.1\r\nHost: a\r\n\r\n", NEVER),
     "a folded field": Row(LEVEL_HEAD + b"A: b\r\n  c\r\n\td\r\n\r\n", 0, False, "host=a a=b c d"),
     "a folded field that says how long the body is": Row(BODY + b"Content-Length:\r\n 2\r\n\r\nab", NEVER),
@@ -141,7 +145,10 @@ def test_each_row_at_each_level(level: int, smuggling: bool) -> None:
                     deliver(sock, row.request, by)
                     reply = read_reply(sock)
                     where = f"{name}, level {level}, {by} bytes at a time: {reply.body!r}"
-                    assert reply.status == (200 if served else 400), where
+                    refused = 301 if level in row.redirected else 400
+                    assert reply.status == (200 if served else refused), where
+                    if not served:
+                        assert reply.get("location") == (row.seen if refused == 301 else None), where
                     assert (reply.get("connection") == "close") is (not served or row.closes), where
                     if not served:
                         assert read_to_end(sock) == b""
@@ -150,6 +157,49 @@ def test_each_row_at_each_level(level: int, smuggling: bool) -> None:
                     if not row.closes:  # and whatever was mended, the next request is where it is
                         deliver(sock, GET, by)
                         assert read_reply(sock, before=reply.rest).status == 200, where
+
+
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        (b"/a b c?d e", "/a%20b%20c?d%20e"),
+        (b"/a\t/b", "/a%20/b"),
+        (b"/%41%zz b", "/%41%zz%20b"),
+        (b"/\\evil.example/ b", "/%5Cevil.example/%20b"),  # which a browser would take for //evil.example
+        (b'/"<>^`{|} b', "/%22%3C%3E%5E%60%7B%7C%7D%20b"),
+        (b"//evil.example/ b", None),
+        (b"http://evil.example/ b", None),
+        (b"\\\\evil.example/ b", None),
+        (b" /b", None),
+        (b"/b ", None),
+        (b"* b", None),
+        (b"/a#b c", None),
+        (b"/a\rb c", None),
+        (b"/a\r\nSet-Cookie: b c", None),
+        (b"/a\0b c", None),
+        (b"/a\x7fb c", None),
+        (b"/\xe9 b", None),
+    ],
+)
+def test_who_is_told_to_ask_again_is_sent_nowhere_else(target: bytes, location: str | None) -> None:
+    """RFC 9112 §3.2.  A Location is a path of ours, and holds nothing that could end it."""
+    with disciplined(0, False) as daemon:
+        for method in (b"GET", b"HEAD", b"BREW"):
+            for by in (1000, 1):
+                with connected(daemon) as sock:
+                    deliver(sock, method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n" + GET, by)
+                    reply = read_reply(sock, head_only=method == b"HEAD")
+                    assert (reply.status, reply.get("location")) == (301 if location else 400, location)
+                    assert reply.get("connection") == "close"
+                    assert reply.get("cache-control") == ("no-store" if location else None)
+                    assert read_to_end(sock) == b""
+
+
+def test_who_is_told_to_ask_again_speaks_http() -> None:
+    for line in (b"GET /a b", b"GET /a b HTTP/0.9", b"GET /a b http/1.1", b"G@T /a b HTTP/1.1"):
+        with disciplined(0, False) as daemon, connected(daemon) as sock:
+            deliver(sock, line + b"\r\nHost: a\r\n\r\n", 1000)
+            assert read_reply(sock).status in (400, 505)
 
 
 def test_without_a_level_only_what_is_unequivocal_is_served() -> None:
@@ -311,5 +361,6 @@ def test_the_page_has_each_row() -> None:
     for name, row in ROWS.items():
         for level, cell in zip(LEVELS, rows[name], strict=False):
             served = level <= row.served
-            expected = "400" if not served else "ugly" if row.explicit else "OK"
+            refused = "301" if level in row.redirected else "400"
+            expected = refused if not served else "ugly" if row.explicit else "OK"
             assert cell == expected, (name, level)

@@ -17,12 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from quiesce import Request, Response
-from quiesce.worker import daemon
 from quiesce.worker.apps.base import App
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.net.exchange import Exchange
-from wire.serving import WatchedConnection, bench, steps_outside_the_table
+from wire.serving import bench, steps_outside_the_table, watched_connections
 
 CORPUS = Path(__file__).parent / "corpus"
 LIMITS = Limits(header_bytes=600, line_bytes=200, header_count=8, body_bytes=40, body_memory=8)
@@ -89,14 +88,10 @@ def one_input(data: bytes) -> None:
 def _send(pieces: list[bytes], app: App) -> bytes:
     _seen.clear()
     _bodies.clear()
-    before, daemon.Connection = daemon.Connection, WatchedConnection  # type: ignore[misc]
-    try:
-        with bench(app, LIMITS) as one:
-            for piece in pieces:
-                one.send(piece)
-            reply = one.read()
-    finally:
-        daemon.Connection = before  # type: ignore[misc]
+    with watched_connections(), bench(app, LIMITS) as one:
+        for piece in pieces:
+            one.send(piece)
+        reply = one.read()
     assert steps_outside_the_table() == []
     assert b"RESET" not in reply
     return reply

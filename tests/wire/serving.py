@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from quiesce import Request, Response
+from quiesce.worker import daemon as engine
 from quiesce.worker.apps.base import App
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.complaints import to_stderr
@@ -16,6 +17,7 @@ from quiesce.worker.core.connection import TRANSITIONS, State
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.daemon import Daemon
 from quiesce.worker.loops.epoll_loop import EpollLoop
+from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.stream import Connection
 
 T = TypeVar("T")
@@ -38,6 +40,24 @@ class WatchedConnection(Connection):
         if old is not None and old is not new:
             WatchedConnection.steps.append((old, new))
         self._now = new
+
+
+class WatchedAlone(Alone):
+    """The same for an inline connection."""
+
+    __slots__ = ("_now",)
+    state = WatchedConnection.state  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def watched_connections() -> Iterator[None]:
+    """Engines that are made meanwhile have watched connections."""
+    before = engine.Connection, engine.Alone
+    engine.Connection, engine.Alone = WatchedConnection, WatchedAlone  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        engine.Connection, engine.Alone = before  # type: ignore[misc]
 
 
 def steps_outside_the_table() -> list[tuple[State, State]]:
@@ -208,6 +228,8 @@ class StillLoop:
     """A loop that never turns: the test calls what would be called."""
 
     slot = None
+    has_turns = False
+    turned = None
 
     def __init__(self) -> None:
         self.complain = to_stderr

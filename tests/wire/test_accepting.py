@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import resource
 import select
 import socket
@@ -11,10 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from quiesce import Request, Response
 from quiesce.shared.scoreboard import Field
+from quiesce.worker.apps.native import NativeApp
+from quiesce.worker.daemon import Daemon
 from quiesce.worker.loops.epoll_loop import EpollLoop
 from quiesce.worker.net.reserve import Reserve
-from wire.serving import PATIENCE_S, Served, read_reply, read_to_end, serving
+from wire.serving import PATIENCE_S, Served, StillLoop, read_reply, read_to_end, serving
 from wire.test_answers import GET, hello
 
 
@@ -48,6 +52,28 @@ def test_listener_that_somebody_made_blocking() -> None:
         for _ in range(3):
             os.set_blocking(other.fileno(), True)
             assert served.ask(GET).status == 200
+
+
+def test_a_client_that_comes_before_the_first_heartbeat() -> None:
+    """Its request is answered in the very turn that accepts it, and a thread of the pool must not take itself for the
+    loop's."""
+    loop, told = StillLoop(), queue.SimpleQueue[bool]()
+
+    def handler(request: Request) -> Response:
+        told.put(daemon.in_loop())
+        return Response("Hello")
+
+    daemon = Daemon(NativeApp(handler), loop, threads=2)  # type: ignore[arg-type]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        daemon.add_listener("http", listener.dup())
+        daemon.accept()
+        (ready,) = loop.callbacks.values()
+        with socket.create_connection(listener.getsockname(), PATIENCE_S) as client:
+            client.sendall(GET)
+            ready(1)
+            assert told.get(timeout=PATIENCE_S) is False
+            assert read_reply(client).body == b"Hello"
+    daemon.close()
 
 
 def test_removed_listener_leaves_no_ghost() -> None:

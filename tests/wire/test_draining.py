@@ -199,7 +199,7 @@ def test_drained_waits_for_the_last_close() -> None:
         drained = drain(served, 0.0)
         assert drained.is_set() or read_to_end(sock) == b""
     with serving(hello, limits=Limits(linger_timeout=20)) as served, served.connect() as sock:
-        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        sock.sendall(b"POST / HTTP/1.0\r\nContent-Length: 1\r\n\r\nx")
         assert read_to_end(sock).endswith(b"Hello")
         drained = drain(served)
         assert not drained.is_set(), "our FIN is out, but the client may still be reading"

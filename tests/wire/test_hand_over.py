@@ -411,7 +411,11 @@ def test_a_half_read_body_stays_until_its_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"]
+    "request_",
+    [
+        b"POST / HTTP/1.0\r\nContent-Length: 1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx",
+    ],
 )
 def test_a_connection_that_ends_with_its_answer_ends_here(request_: bytes) -> None:
     with staged() as stage, stage.old.connect() as client:

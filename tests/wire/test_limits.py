@@ -224,8 +224,8 @@ def test_counters() -> None:
         for status in (200, 201, 302, 404, 500, 503):
             served.ask(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % status)
         served.ask(b"nonsense\r\n\r\n")
-        served.until(lambda: served.daemon.open == 0)
         slot = served.daemon.counters.slot
+        served.until(lambda: served.daemon.open == 0 and slot[figures.REQUESTS] == 6)
         base = figures.RESPONSES
         assert [slot[base + n] for n in (1, 2, 3, 4, 5)] == [0, 2, 1, 2, 2]
         assert (slot[figures.REQUESTS], slot[figures.ACCEPTED]) == (6, 7)

@@ -45,6 +45,22 @@ class Works:  # at "/works"; the answer never comes
             exchange.finish(b"ok\\n")
 
 kind, threads = sys.argv[1], 1
+limits = Limits(header_timeout=60, connections=0)
+if kind.startswith("library"):
+    import quiesce
+    ok = quiesce.Response(b"ok\\n")
+    if kind == "library":
+        options = {"handler": lambda request: ok}
+    else:  # somebody is told of all that can be told
+        options = {
+            "access_handler": lambda connection: ok if connection.stage is quiesce.Stage.END else None,
+            "on_connection": lambda connection, begins: None,
+            "on_completed": lambda connection, state, why: None,
+            "uri_log": lambda connection, target: None,
+        }
+    with quiesce.Daemon(limits=limits, backlog=1024, **options) as library:
+        print(library.info.port, flush=True)
+        sys.stdin.read()
 if kind == "asgi":
     from quiesce.worker.apps.asgi import AsgiApp
     from quiesce.worker.loops.asyncio_loop import AsyncioLoop
@@ -55,7 +71,7 @@ else:
     from quiesce.worker.loops.epoll_loop import EpollLoop
     loop, app = EpollLoop(), Works() if kind == "works" else WsgiApp(wsgi)
     threads = 4 if kind == "wsgi-pool" else 1
-daemon = Daemon(app, loop, limits=Limits(header_timeout=60, connections=0), threads=threads)
+daemon = Daemon(app, loop, limits=limits, threads=threads)
 listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
 daemon.add_listener("http", listener)
 daemon.accept()
@@ -128,15 +144,15 @@ def serving(kind: str, connections: int) -> Iterator[Server]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("kind", ["wsgi", "wsgi-pool", "asgi"])
+@pytest.mark.parametrize("kind", ["wsgi", "wsgi-pool", "asgi", "library", "library-that-tells"])
 def test_an_idle_connection_takes_a_kilobyte(kind: str) -> None:
     with serving(kind, IDLE) as server:
         before = server.private_bytes()
         for _ in range(IDLE):
             server.ask(server.connect())
         each = (server.private_bytes() - before) / IDLE
-        # Measured: 1015 to 1040 with Python 3.11, a little more with 3.13.
-        assert each < 1200, f"{each:.0f} bytes"
+        # Measured with Python 3.11 to 3.13: 790 to 845 in a worker, 855 to 975 in the library.
+        assert each < 1024, f"{each:.0f} bytes"
 
 
 def test_a_head_that_comes_in_pieces_takes_no_more_than_the_promise() -> None:

@@ -5,6 +5,7 @@ Counted as the serving thread sees it: every function in C that it calls.
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,11 +19,12 @@ from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.net import answering
-from wire.serving import Served, read_reply
+from wire.serving import Served, read_reply, read_to_end
 from wire.test_answers import hello
 
 REQUESTS = 20
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
 KERNEL = ("socket.", "epoll.", "eventfd")  # of the qualified names
 
@@ -53,7 +55,7 @@ class Calls:
         self._served = served
         self.count: Counter[str] = Counter()
 
-    def _on_event(self, frame: FrameType, event: str, arg: Any) -> None:
+    def on_event(self, frame: FrameType, event: str, arg: Any) -> None:
         # asyncio reads from a socket of its own when it is woken, as by us here.
         if event == "c_call" and "asyncio/" not in frame.f_code.co_filename:
             name = getattr(arg, "__qualname__", "")
@@ -61,7 +63,7 @@ class Calls:
                 self.count[name] += 1
 
     def begin(self) -> None:
-        self._served.do(lambda: sys.setprofile(self._on_event))
+        self._served.do(lambda: sys.setprofile(self.on_event))
 
     def end(self) -> None:
         """What wakes the loop for this is not counted."""
@@ -91,6 +93,37 @@ def test_a_request_is_one_recv_and_one_send(kind: str, request_: bytes) -> None:
         served.close()
 
 
+@pytest.mark.parametrize("kind", ["native", "wsgi", "asgi"])
+def test_a_connection_for_each_request_is_accept_recv_send_close(kind: str) -> None:
+    """Whoever is answered at once is never shown to epoll; and nobody is waited for who said that nothing follows."""
+    served = _served(kind)
+    try:
+        for count in (3, REQUESTS):
+            calls = Calls(served)
+            clients: list[socket.socket] = []
+
+            def ask(count: int = count, calls: Calls = calls, clients: list[socket.socket] = clients) -> None:
+                # In the loop's thread: when it accepts them, their requests are there.
+                for _ in range(count):
+                    clients.append(served.connect())
+                    clients[-1].sendall(CLOSE)
+                sys.setprofile(calls.on_event)
+
+            served.do(ask)
+            for client in clients:
+                assert read_to_end(client).endswith(b"ok\n" if kind != "native" else b"Hello")
+            served.until(lambda: served.daemon.open == 0)
+            calls.end()
+        calls.count.pop("eventfd_read", None)  # until() wakes the loop
+        del calls.count["socket.fileno"]  # which asks nobody
+        accepts = calls.count.pop("socket._accept")
+        assert REQUESTS <= accepts <= REQUESTS + 2  # the last one of a burst may find nobody
+        expected = dict.fromkeys(("socket.recv", "socket.send", "socket.close"), REQUESTS)
+        assert calls.count == expected
+    finally:
+        served.close()
+
+
 def test_an_answer_does_not_wait_for_one_that_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor for a request that changes something: should we die in it, this answer would be lost."""
     for at_once_ns, requests, sends in ((0, GET * 4, 4), (1 << 62, (GET + POST) * 2, 4)):
@@ -110,12 +143,14 @@ def test_an_answer_does_not_wait_for_one_that_may_take_its_time(monkeypatch: pyt
             served.close()
 
 
-@pytest.mark.parametrize("kind", ["native", "wsgi"])
+@pytest.mark.parametrize("kind", ["native", "wsgi", "asgi"])
 def test_pipelined_requests_share_a_recv_and_a_send(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_AT_ONCE_NS", 1 << 62)  # however slow this machine is
     served = _served(kind)
     try:
         with served.connect() as sock:
+            sock.sendall(GET)
+            assert read_reply(sock).status == 200  # it has been accepted
             calls = Calls(served)
             calls.begin()
             sock.sendall(GET * 16)

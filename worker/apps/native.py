@@ -21,7 +21,8 @@ class NativeApp:
         self._handler = handler
 
     def handle(self, exchange: Exchange) -> None:
-        response = self._handler(exchange.request)
+        handler = self._handler  # called as it is: a call by way of an attribute costs twice as much
+        response = handler(exchange.request)
         if type(response) is not Response and not isinstance(response, Response):
             raise TypeError(f"the handler returned {type(response).__name__}, not a quiesce.Response")
         if type(response.body) is bytes and response.path is None:  # it is plain

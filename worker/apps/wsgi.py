@@ -8,6 +8,7 @@ from io import BytesIO
 from types import TracebackType
 from typing import IO, Any
 
+from quiesce.worker.core.head_memo import SECRET
 from quiesce.worker.core.rejected import REASONS
 from quiesce.worker.core.request import Address, Header, Request, unquote
 from quiesce.worker.core.response_head import BadResponse, Head, HeadMemo, encode
@@ -16,11 +17,30 @@ from quiesce.worker.net.parts import Parts
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 Environ = dict[str, Any]
+_Kept = tuple[Address, str, bool, Environ]
+"""Our address, the scheme and whether we run in the loop's thread, as they were, and what a head's environ was."""
 
 _KEYS: dict[bytes, str] = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
 _MOST_KEYS = 1000
 _LONGEST_KEY = 100
+_LONGEST_VALUE = 256
+_MOST_ENVIRONS = 250
+_OWN_KEYS = (
+    "REQUEST_METHOD",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "RAW_URI",
+    "REQUEST_URI",
+    "REMOTE_ADDR",
+    "wsgi.input",
+    "wsgi.errors",
+)
+_ROOM = 5  # with these a dict takes the next size, and has not so many holes that a copy closes them
 _JOIN_BELOW = 64 * 1024
+
+
+class _Odd(Exception):
+    """A field that must not become a variable."""
 
 
 class FileWrapper:
@@ -54,6 +74,24 @@ class FileWrapper:
         return os.dup(fd), offset, max(0, status.st_size - offset)
 
 
+class _Variables(dict[Header, tuple[str, str]]):
+    """Fields to what they are in an environ.  Bounded."""
+
+    def __missing__(self, field: Header) -> tuple[str, str]:
+        name, value = field
+        key = _KEYS.get(name)
+        if key is None:
+            key = _learn(name)
+            if not key:
+                raise _Odd
+        variable = key, value.decode("latin-1")
+        if name not in SECRET and len(value) <= _LONGEST_VALUE and len(name) <= _LONGEST_KEY:
+            if len(self) >= _MOST_KEYS:
+                self.clear()
+            self[field] = variable
+        return variable
+
+
 class WsgiApp:
     """See :class:`quiesce.worker.apps.base.App`."""
 
@@ -63,23 +101,14 @@ class WsgiApp:
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
-        self._base: Environ = {
-            "SCRIPT_NAME": "",
-            "wsgi.version": (1, 0),
-            "wsgi.multiprocess": True,
-            "wsgi.run_once": False,
-            "wsgi.input_terminated": True,
-            "wsgi.file_wrapper": FileWrapper,
-            "SERVER_SOFTWARE": "quiesce",
-        }
-        self._bases: dict[
-            tuple[Address, str, bool], Environ
-        ] = {}  # with what a listener's requests have in common
+        self._bases: dict[tuple[Address, str, bool], Environ] = {}
         self._targets: dict[bytes, tuple[str, str, str]] = {}  # PATH_INFO, QUERY_STRING, REQUEST_URI
-        self._heads = HeadMemo()
+        self._variables = _Variables()
+        self._places: list[dict[str, Any]] = []  # that hold an environ of ours
 
     def handle(self, exchange: Exchange) -> None:
-        call = _Call(exchange, self._heads)
+        call = _Call()
+        call.exchange = exchange
         result = self._application(self._environ(exchange), call.start_response)
         if type(result) is list and not call.wrote:
             call.send_whole(result)  # the usual case, and a list has no close()
@@ -88,13 +117,17 @@ class WsgiApp:
 
     def _environ(self, exchange: Exchange) -> Environ:
         request = exchange.request
-        environ = self._base_of(request.local, request.scheme, exchange.may_wait).copy()
-        environ["REQUEST_METHOD"] = request.method
-        target = self._targets.get(request.target) or self._learn_target(request)
-        environ["PATH_INFO"], environ["QUERY_STRING"], uri = target
-        environ["RAW_URI"] = environ["REQUEST_URI"] = uri
-        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
-        environ["wsgi.input"] = exchange.body if exchange.body is not None else BytesIO()
+        local, scheme = request.local, request.scheme
+        is_inline = exchange._connection.daemon.is_inline
+        place = None if request._parts is None else request._parts[3]
+        kept: _Kept | None = place.get("environ") if place else None
+        if kept is not None and kept[0] == local and kept[1] == scheme and kept[2] == is_inline:
+            environ = kept[3].copy()  # the application's own
+        else:
+            environ = self._made(request, self._base_of(local, scheme, is_inline))
+            if place is not None:
+                self._keep(place, (local, scheme, is_inline, environ.copy()))
+        environ["wsgi.input"] = request.opened or BytesIO(request.content or b"")  # which shares the bytes
         environ["wsgi.errors"] = sys.stderr
         peer = request.peer
         if peer is None:
@@ -102,30 +135,68 @@ class WsgiApp:
         else:
             environ["REMOTE_ADDR"] = peer[0]
             environ["REMOTE_PORT"] = str(peer[1])
-        keys = _KEYS
-        for name, value in request.headers:
-            key = keys.get(name)
-            if key is None:
-                key = _learn(name)
-            if not key:
-                continue
-            text = value.decode("latin-1")
-            if key in environ:
-                text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{text}"
-            environ[key] = text
+        return environ
+
+    def _made(self, request: Request, base: Environ) -> Environ:
+        """All that the head says."""
+        environ = base.copy()
+        environ["REQUEST_METHOD"] = request.method
+        target = self._targets.get(request.target) or self._learn_target(request)
+        environ["PATH_INFO"], environ["QUERY_STRING"], uri = target
+        environ["RAW_URI"] = environ["REQUEST_URI"] = uri
+        if request.version != "1.1":
+            environ["SERVER_PROTOCOL"] = "HTTP/1.0"
+        variables = self._variables
+        try:
+            for field in request.headers:
+                key, text = variables[field]
+                environ[key] = text
+        except _Odd:
+            _add_one_by_one(environ, request)
+        else:
+            if len(environ) != len(base) + len(request.headers):  # a name came twice
+                _add_one_by_one(environ, request)
         if request.local is None:
             _name_from_host(environ, request)
         return environ
 
-    def _base_of(self, local: Address, scheme: str, multithread: bool) -> Environ:
-        base = self._bases.get((local, scheme, multithread))
-        if base is None:
-            base = self._base | {"wsgi.url_scheme": scheme, "wsgi.multithread": multithread}
-            if local is not None:
-                base |= {"SERVER_NAME": local[0], "SERVER_PORT": str(local[1])}
-            if len(self._bases) >= _MOST_KEYS:
-                self._bases.clear()
-            self._bases[(local, scheme, multithread)] = base
+    def _keep(self, place: dict[str, Any], kept: _Kept) -> None:
+        if len(self._places) >= _MOST_ENVIRONS:
+            for other in self._places:
+                other.clear()
+            self._places.clear()
+        self._places.append(place)
+        place["environ"] = kept
+
+    def _base_of(self, local: Address, scheme: str, is_inline: bool) -> Environ:
+        """What the requests of a listener have in common."""
+        known = self._bases.get((local, scheme, is_inline))
+        if known is not None:
+            return known
+        base: Environ = {
+            "SCRIPT_NAME": "",
+            "wsgi.version": (1, 0),
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+            "wsgi.file_wrapper": FileWrapper,
+            "SERVER_SOFTWARE": "quiesce",
+            "wsgi.url_scheme": scheme,
+            "wsgi.multithread": not is_inline,
+            "SERVER_PROTOCOL": "HTTP/1.1",
+        }
+        if local is not None:
+            base |= {"SERVER_NAME": local[0], "SERVER_PORT": str(local[1])}
+        # What each request sets has its key here already, and there is room for its fields: a copy is as roomy as what
+        # it was copied from, and to grow would cost it more than all else that we do.
+        base |= dict.fromkeys(_OWN_KEYS)
+        room = [str(number) for number in range(_ROOM)]
+        base |= dict.fromkeys(room)
+        for key in room:
+            del base[key]
+        if len(self._bases) >= _MOST_KEYS:
+            self._bases.clear()
+        self._bases[(local, scheme, is_inline)] = base
         return base
 
     def _learn_target(self, request: Request) -> tuple[str, str, str]:
@@ -148,6 +219,20 @@ def _learn(name: bytes) -> str:
     return key
 
 
+def _add_one_by_one(environ: Environ, request: Request) -> None:
+    """The fields of a head that has names twice, or odd ones."""
+    for name, _ in request.headers:
+        environ.pop(_KEYS.get(name) or _learn(name), None)
+    for name, value in request.headers:
+        key = _KEYS.get(name) or _learn(name)
+        if not key:
+            continue
+        text = value.decode("latin-1")
+        if key in environ:
+            text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{text}"
+        environ[key] = text
+
+
 def _name_from_host(environ: Environ, request: Request) -> None:
     """On a unix socket only Host can say who we are; PEP 3333 wants a name and a port that are not empty."""
     host, _, port = str(environ.get("HTTP_HOST", "")).rpartition(":")
@@ -156,20 +241,19 @@ def _name_from_host(environ: Environ, request: Request) -> None:
     environ["SERVER_NAME"], environ["SERVER_PORT"] = host or "localhost", port
 
 
+_heads = HeadMemo()
+
+
 class _Call:
     """One call of the application: what start_response and write do."""
 
-    __slots__ = ("_exchange", "_heads", "wrote")
-
-    def __init__(self, exchange: Exchange, heads: HeadMemo) -> None:
-        self._exchange = exchange
-        self._heads = heads
-        self.wrote = False
+    exchange: Exchange  # set by who makes it: an __init__ costs a call
+    wrote = False
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
-        exchange = self._exchange
+        exchange = self.exchange
         if exc_info:
             try:
                 if exchange.started:
@@ -184,7 +268,7 @@ class _Call:
         if type(headers) is not list:
             headers = list(headers)
         try:
-            head = self._heads.get((status, *headers))
+            head = _heads.get((status, *headers))
         except TypeError:  # pairs that are lists
             head = None
         exchange.start_head(head or self._encoded(status, headers))
@@ -196,19 +280,19 @@ class _Call:
             raise BadResponse(f"the status {status!r} does not begin with three digits")
         head = encode(int(code), _encode(headers), _reason(int(code), reason))
         if all(type(pair) is tuple for pair in headers):
-            self._heads.keep((status, *headers), head)
+            _heads.keep((status, *headers), head)
         return head
 
     def write(self, data: bytes) -> None:
         """The callable that start_response returns.  Older than iterables; it sends at once."""
-        exchange = self._exchange
+        exchange = self.exchange
         self.wrote = True
         if exchange.write(data) > exchange.high_water and exchange.may_wait:
             exchange.wait_writable(exchange.low_water)
 
     def send(self, result: Iterable[bytes], close: Callable[[], None] | None) -> None:
         """Send what the application returned, then close it."""
-        exchange = self._exchange
+        exchange = self.exchange
         if not isinstance(result, (list, tuple, FileWrapper)) or self.wrote:
             Parts(exchange, result, close).run()
             return
@@ -226,7 +310,7 @@ class _Call:
 
     def send_whole(self, parts: list[bytes] | tuple[bytes, ...]) -> None:
         """It is all there: it is queued at once, and a client that reads slowly holds no thread."""
-        exchange = self._exchange
+        exchange = self.exchange
         if not exchange.status:
             raise AssertionError("the application returned without calling start_response")
         if len(parts) == 1 and type(parts[0]) is bytes:
@@ -242,11 +326,11 @@ class _Call:
         exchange.finish()
 
     def _send_file(self, fd: int, offset: int, count: int) -> None:
-        if not self._exchange.status:
+        if not self.exchange.status:
             os.close(fd)
             raise AssertionError("the application returned without calling start_response")
-        self._exchange.send_file(fd, offset, count)
-        self._exchange.finish()
+        self.exchange.send_file(fd, offset, count)
+        self.exchange.finish()
 
 
 def _encode(headers: list[tuple[str, str]]) -> list[Header]:

@@ -128,8 +128,11 @@ class ChunkedDecoder:
         Rejected: 400 malformed, 413 too large, 431 trailers too large.
         """
         payload: list[bytes] = []
-        data, self._buffer = self._buffer + data, b""
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
         at = 0
+        if self._expect == "size" and not self._checked:
+            at = self._whole_chunks(data, 0, payload)
         while at < len(data):
             if self._expect == "data":
                 piece = data[at : at + self._left]
@@ -144,8 +147,8 @@ class ChunkedDecoder:
                     raise Rejected(400, "a chunk is longer than its size")
                 if len(data) - at < 2:
                     break
-                at += 2
                 self._expect = "size"
+                at = self._whole_chunks(data, at + 2, payload)
                 continue
             eol = self._line_end(data, at)
             if eol < 0:
@@ -161,6 +164,26 @@ class ChunkedDecoder:
                 return b"".join(payload)
         self._buffer = data[at:]
         return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def _whole_chunks(self, data: bytes, at: int, payload: list[bytes]) -> int:
+        """The usual case: chunks that are all there, with short sizes and without extensions.  Returns where begins
+        what must be looked at more closely.
+        """
+        while not self._padding:
+            eol = data.find(b"\r\n", at, at + _FREE)
+            digits = data[at:eol]
+            if eol <= at or digits.translate(None, _HEX_DIGITS):
+                break
+            size = int(digits, 16)
+            end = eol + 2 + size
+            if not size or data[end : end + 2] != b"\r\n":
+                break
+            if self._limit and self._total + size > self._limit:
+                break
+            self._total += size
+            payload.append(data[eol + 2 : end])
+            at = end + 2
+        return at
 
     def _line_end(self, data: bytes, at: int) -> int:
         """Where the line that starts at ``at`` ends, or -1.  A bare CR or LF never ends one."""

@@ -39,6 +39,7 @@ class Event(Enum):
     ANSWERED_QUEUED = "the same, but something is still queued, or the body is not complete"
     ANSWERED_LAST = "answered; the connection is not to be kept"
     SENT = "nothing is queued any more"
+    OVER = "the same, and the client has said itself that nothing follows the request that was answered"
     PEER_DONE = "the client's FIN"
     DEADLINE = "the time for this state is over"
     END = "the drain's time is over: finish politely"
@@ -136,6 +137,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     },
     S.FLUSHING: {
         E.SENT: (S.LINGERING, (A.FIN,)),
+        E.OVER: (S.CLOSED, (A.CLOSE,)),  # RFC 9112 §9.6: it must send no more, so nothing can be unread
         E.PEER_DONE: (S.FLUSHING, ()),
         E.DEADLINE: (S.CLOSED, (A.CLOSE,)),
         E.END: (S.FLUSHING, ()),

@@ -24,6 +24,7 @@ class Leniency(Enum):
     CONTROL_SPACE = "so are vertical tab and form feed"
     RUNS = "white space round the target may be longer"
     SPACE_IN_TARGET = "white space within the target is percent-encoded"
+    REDIRECT = "who sends white space within the target is told to ask again, with it percent-encoded"
     INDENTED = "lines before the first field that begin with white space are skipped"
     # These need more than a level.
     BROKEN_LINE = "a line that is no field is skipped"
@@ -44,6 +45,7 @@ GRANTED: Mapping[Leniency, int] = {
     L.CONTROL_SPACE: -1,
     L.RUNS: -1,
     L.SPACE_IN_TARGET: -2,
+    L.REDIRECT: 0,
     L.INDENTED: -1,
     L.BROKEN_LINE: -2,
     L.SPACE_BEFORE_COLON: -3,
@@ -113,6 +115,7 @@ _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _END = re.compile(rb"\n\r?\n")
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"host"))
 _SPACES = b" \t"
+_UNSAFE = re.compile(rb"[ \"<>\\^`{|}]")  # visible, and in no URI: a browser reads a backslash as a slash
 _CONTROL = bytes([*range(9), *range(10, 32), 127])  # all but HTAB
 Lines = list[bytes]
 
@@ -184,6 +187,22 @@ def _mend_request_line(line: bytes, forgives: frozenset[Leniency]) -> bytes:
         target, _, version = others.rpartition(b" ")
         parts = [method, target.strip(b" ").replace(b" ", b"%20"), version]
     return b" ".join(parts) if len(parts) == 3 and all(parts) else line
+
+
+def escaped(line: bytes, forgives: frozenset[Leniency]) -> bytes | None:
+    """The request line that a client is told to send in place of this one (RFC 9112 §3.2); None: it is told nothing.
+
+    Only for a path of ours.  "//" is another server's, and so is what a browser takes for it.
+    """
+    if L.REDIRECT not in forgives:
+        return None
+    method, _, others = line.translate(_octets(forgives)[0]).replace(b"\t", b" ").partition(b" ")
+    target, _, version = others.rpartition(b" ")
+    if L.RUNS in forgives:
+        target = target.strip(b" ")
+    if b" " not in target or target[:1] != b"/" or target[:2] == b"//" or target[-1:] == b" ":
+        return None
+    return b" ".join((method, _UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], target), version))
 
 
 def _mend_fields(request_line: bytes, lines: Lines, forgives: frozenset[Leniency]) -> Lines:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import httptools
 
 from quiesce.worker.core.body_framing import TOKEN, body_length
-from quiesce.worker.core.head_memo import HeadMemo, Judged
+from quiesce.worker.core.head_memo import DECIDING, HeadMemo
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Header, Request
@@ -30,18 +30,6 @@ _HOST = re.compile(
     rb"(?:\[(?:[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*|v[0-9A-Fa-f]+\.[-.\w~!$&'()*+,;=:]+)\]"
     rb"|(?:[-.\w~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?"
 )
-_DECIDING = frozenset(
-    (
-        b"host",
-        b"content-length",
-        b"transfer-encoding",
-        b"connection",
-        b"expect",
-        b"upgrade",
-        b"proxy-connection",
-    )
-)
-_HARMLESS = frozenset((b"host", b"connection"))  # known, they need no second look
 _LINE = b"GET / HTTP/1.1\r\n"
 _REMEMBERED = 100  # longer names and hosts are not kept: a thousand as long as a head would be 32 MB
 _LONGEST_METHOD = 64
@@ -56,7 +44,7 @@ class HeadParser:
         self._hosts: set[bytes] = set()  # found to be good; bounded
         self._headers: list[Header] = []
         self._deciding: list[Header] = []
-        self._memo = HeadMemo(limits, self._good_line, self._good_fields)
+        self.memo = HeadMemo(limits, self._names, self._good_line, self._settle)
         self._renew()
 
     def _renew(self) -> None:
@@ -69,7 +57,7 @@ class HeadParser:
             lower = self._learn(name)
         header = (lower, value.rstrip(b" \t"))
         self._headers.append(header)
-        if lower in _DECIDING:
+        if lower in DECIDING:
             self._deciding.append(header)
 
     def _learn(self, name: bytes) -> bytes:
@@ -137,9 +125,10 @@ class HeadParser:
         Raises:
             Rejected: 400, 413, 414, 417, 431, 501 or 505.
         """
-        return self._memo.request(head) or self._parse(head)
+        return self.memo.request(head) or self._parse(head)
 
     def _parse(self, head: bytes) -> Request:
+        """Judge all of a head."""
         limits = self._limits
         eol = head.find(b"\r\n")
         newlines = head.count(b"\n")
@@ -174,18 +163,22 @@ class HeadParser:
                 400, "a line of the header section is no field"
             )  # folded, in llhttp's lenient days
         request = Request(method, target, version, headers)
-        if len(deciding) == 1 and deciding[0][0] == b"host":
-            if deciding[0][1] not in self._hosts:
-                self._check_host(deciding[0][1])
-        else:
+        if len(deciding) != 1 or deciding[0][0] != b"host":
             self._renew()  # what decides for us decided for llhttp as well: it may be waiting for a body
-            for host in _decide(request, deciding, limits.body_bytes):
-                self._check_host(host)
+        self._settle(request, deciding)
         if target[:1] != b"/":
             _prefer_target_host(request)
-        elif version == "1.1" and headers[0][0] == b"host" and _names(deciding) <= _HARMLESS:
-            self._memo.learn(head, headers)
         return request
+
+    def _settle(self, request: Request, deciding: list[Header]) -> None:
+        """Let the fields that decide about the message have their say."""
+        if len(deciding) != 1 or deciding[0][0] != b"host":
+            hosts = _decide(request, deciding, self._limits.body_bytes)
+        else:
+            hosts = [deciding[0][1]]
+        for host in hosts:
+            if host not in self._hosts:
+                self._check_host(host)
 
     def _good_line(self, line: bytes) -> tuple[str, bytes, str] | None:
         """Method, target and version of a good request line."""
@@ -195,31 +188,6 @@ class HeadParser:
             return request_line(line)  # with a control character in it, it is none
         except Rejected:
             return None
-
-    def _good_fields(self, part: bytes, count: int) -> Judged | None:
-        """Some lines of a head, if they are fields that decide at most about the connection."""
-        if part[:1] in b" \t" or part.count(b"\n") != count - 1 or part.count(b"\r") != count - 1:
-            return None
-        if len(part.translate(None, _CONTROL)) != len(part):
-            return None
-        headers: list[Header] = []
-        deciding: list[Header] = []
-        self._headers, self._deciding = headers, deciding
-        try:
-            self._parser.feed_data(b"%s%s\r\n\r\n" % (_LINE, part))
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, Rejected):
-            self._renew()
-            return None
-        if not deciding and len(headers) == count:
-            return headers, True
-        self._renew()
-        if len(headers) != count or _names(deciding) != {b"connection"}:
-            return None
-        return headers, b"close" not in _elements(value for _, value in deciding)
-
-
-def _names(headers: list[Header]) -> set[bytes]:
-    return {name for name, _ in headers}
 
 
 def _check_bytes(part: bytes) -> None:
@@ -288,24 +256,40 @@ def _prefer_target_host(request: Request) -> None:
 
 def _decide(request: Request, deciding: list[Header], body_limit: int) -> list[bytes]:
     """Everything that fields say about the message itself.  Returns the values of Host, at most one."""
-    values: dict[bytes, list[bytes]] = {}
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connections: list[bytes] = []
+    expectations: list[bytes] = []
     for name, value in deciding:
-        values.setdefault(name, []).append(value)
-    hosts = values.get(b"host", [])
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"connection":
+            connections.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+        elif name == b"expect":
+            expectations.append(value)
+        elif name == b"upgrade":
+            request.offers_upgrade = True
     if len(hosts) != 1 and (hosts or request.version == "1.1"):
         raise Rejected(400, "exactly one Host is needed")
-    request.length = body_length(
-        request.version, values.get(b"transfer-encoding", []), values.get(b"content-length", []), body_limit
-    )
-    connection = _elements(values.get(b"connection", ()))
-    request.keep_alive = b"close" not in connection and (
-        request.version == "1.1" or b"keep-alive" in connection
-    )
-    expected = _elements(values.get(b"expect", ()))
-    if expected - {b"100-continue"}:
-        raise Rejected(417, "the only expectation known here is 100-continue")
-    request.offers_upgrade = b"upgrade" in values
-    request.expects_continue = bool(expected) and request.version == "1.1"
+    if lengths or codings:
+        request.length = body_length(request.version, codings, lengths, body_limit)
+    if connections == [b"close"]:
+        request.keep_alive = False
+    elif connections:
+        connection = _elements(connections)
+        request.keep_alive = b"close" not in connection and (
+            request.version == "1.1" or b"keep-alive" in connection
+        )
+    if expectations:
+        expected = _elements(expectations)
+        if expected - {b"100-continue"}:
+            raise Rejected(417, "the only expectation known here is 100-continue")
+        request.expects_continue = bool(expected) and request.version == "1.1"
     return hosts
 
 

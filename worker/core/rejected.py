@@ -28,11 +28,13 @@ class Rejected(Exception):
     Not a QuiesceError: it is an answer on its way to a client, and never an error of ours.
     """
 
-    def __init__(self, status: int, reason: str, *, retry_after_s: int = 0) -> None:
+    def __init__(self, status: int, reason: str, *, retry_after_s: int = 0, location: bytes = b"") -> None:
+        """``location``: where to ask instead; nothing but visible ASCII."""
         super().__init__(status, reason)
         self.status = status
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.location = location
 
 
 def reply(rejected: Rejected, date: bytes, *, head_only: bool = False) -> bytes:
@@ -40,10 +42,13 @@ def reply(rejected: Rejected, date: bytes, *, head_only: bool = False) -> bytes:
     where the next one begins.  ``date`` is the value of the Date field; empty: there is none.
     """
     text = f"{rejected.status} {REASONS[rejected.status]}: {rejected.reason}\n".encode("latin-1", "replace")
-    retry = b"Retry-After: %d\r\n" % rejected.retry_after_s if rejected.retry_after_s else b""
+    more = b"Retry-After: %d\r\n" % rejected.retry_after_s if rejected.retry_after_s else b""
+    if rejected.location:
+        # Not to be kept: a cache in front may have read another target out of what we did not take.
+        more += b"Location: %s\r\nCache-Control: no-store\r\n" % rejected.location
     dated = b"Date: %s\r\n" % date if date else b""
     head = (
         b"HTTP/1.1 %d %s\r\n%s%sContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: %d\r\nConnection: close\r\n\r\n"
-    ) % (rejected.status, REASONS[rejected.status].encode(), dated, retry, len(text))
+    ) % (rejected.status, REASONS[rejected.status].encode(), dated, more, len(text))
     return head if head_only else head + text

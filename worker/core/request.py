@@ -1,11 +1,16 @@
 """One request, as an application sees it."""
 
-from typing import IO
+from io import BytesIO
+from typing import IO, Any
 
 Address = tuple[str, int] | None
 """A peer's or our own (host, port); None on a unix socket."""
 
 Header = tuple[bytes, bytes]
+
+TargetParts = tuple[bytes, str, bytes, dict[str, Any] | None]
+"""Of a target in origin-form: the path as sent, the path decoded, and the query.  And, if all of the head came
+before, a place for what an application's interface makes of it, shared by all requests with this very head."""
 
 _HEX = {b"%02x" % i: bytes((i,)) for i in range(256)}
 _HEX |= {key.upper(): value for key, value in _HEX.items()}
@@ -24,14 +29,14 @@ def unquote(raw: bytes) -> bytes:
     return b"".join(parts)
 
 
-def split_target(target: bytes) -> tuple[bytes, str, bytes]:
-    """The path as sent, the path decoded (UTF-8, or else Latin-1), and the query, of a target in origin-form."""
+def split_target(target: bytes) -> TargetParts:
+    """Of a target in origin-form; its path is UTF-8, or else Latin-1."""
     path, _, query = target.partition(b"#")[0].partition(b"?")
     decoded = unquote(path)
     try:
-        return path, decoded.decode(), query
+        return path, decoded.decode(), query, None
     except UnicodeDecodeError:
-        return path, decoded.decode("latin-1"), query
+        return path, decoded.decode("latin-1"), query, None
 
 
 class Request:
@@ -44,20 +49,13 @@ class Request:
         headers: ``(name, value)`` in order, names in lower case, values without surrounding white space.
         scheme: ``"http"`` or ``"https"``.
         peer, local: Both ends of the connection, None on a unix socket.
-        file: The body, a binary file at its beginning, or None where it is not there (streaming
-            applications read it from their exchange).  It is closed after the response.
     """
 
-    # Defaults on the class: storing each of them in each request would cost more than parsing.
-    scheme = "http"
-    peer: Address = None
-    local: Address = None
-    file: IO[bytes] | None = None
-    # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
-    length = 0  # of the body in bytes; -1 = chunked
-    expects_continue = False
-    offers_upgrade = False
-    _raw_path: bytes | None = None
+    # Slots: filling all of them costs less than one look at a default on the class.
+    __slots__ = (
+        "_parts", "content", "expects_continue", "headers", "keep_alive", "length", "local", "method",
+        "offers_upgrade", "opened", "peer", "scheme", "target", "version",
+    )  # fmt: skip
 
     def __init__(
         self, method: str, target: bytes, version: str = "1.1", headers: list[Header] | None = None
@@ -67,8 +65,23 @@ class Request:
         self.version = version
         self.headers: list[Header] = [] if headers is None else headers
         self.keep_alive = version == "1.1"
+        self._begin()
 
-    def _split(self) -> None:
+    def _begin(self) -> None:
+        """What an ordinary request has that nobody has said anything else of."""
+        self.scheme = "http"
+        self.peer: Address = None
+        self.local: Address = None
+        # The engine's: a body that is in memory, and one that is in a file, or was asked for as one.
+        self.content: bytes | None = None
+        self.opened: IO[bytes] | None = None
+        self._parts: TargetParts | None = None
+        # What the framing of the message says (RFC 9112 §6, §9.3); the engine's, not the application's.
+        self.length = 0  # of the body in bytes; -1 = chunked
+        self.expects_continue = False
+        self.offers_upgrade = False
+
+    def _split(self) -> TargetParts:
         target = self.target
         if target[:1] not in (b"/", b"*"):  # absolute-form: RFC 9112 §3.2.2
             start = target.find(b"/", target.find(b"://") + 3)
@@ -77,7 +90,8 @@ class Request:
                 target = b"/" if query < 0 else b"/" + target[query:]
             else:
                 target = target[start:]
-        self._raw_path, self._path, self._query = split_target(target)
+        self._parts = split_target(target)
+        return self._parts
 
     @property
     def asks_keep_alive(self) -> bool:
@@ -88,23 +102,17 @@ class Request:
     @property
     def raw_path(self) -> bytes:
         """The path as sent, without the query."""
-        if self._raw_path is None:
-            self._split()
-        return self._raw_path  # type: ignore[return-value]
+        return (self._parts or self._split())[0]
 
     @property
     def path(self) -> str:
         """The path, percent-decoded, as UTF-8 or else as Latin-1."""
-        if self._raw_path is None:
-            self._split()
-        return self._path
+        return (self._parts or self._split())[1]
 
     @property
     def query(self) -> bytes:
         """What follows the first ``?``, as sent."""
-        if self._raw_path is None:
-            self._split()
-        return self._query
+        return (self._parts or self._split())[2]
 
     def header(self, name: str, default: str = "") -> str:
         """The first value of that name, case-insensitively, as Latin-1."""
@@ -114,19 +122,32 @@ class Request:
                 return value.decode("latin-1")
         return default
 
+    @property
+    def file(self) -> IO[bytes] | None:
+        """The body, a binary file at its beginning, or None where it is not there (streaming applications read it
+        from their exchange).  It is closed after the response.
+        """
+        if self.opened is None and self.content is not None:
+            self.opened = BytesIO(self.content)  # which shares the bytes
+        return self.opened
+
     def read(self, size: int = -1) -> bytes:
         """Read on in the body; ``b""`` at its end."""
-        return b"" if self.file is None else self.file.read(size)
+        file = self.file
+        return b"" if file is None else file.read(size)
 
     @property
     def body(self) -> bytes:
         """The whole body in memory, however much of it was read before."""
-        if self.file is None:
+        if self.content is not None:
+            return self.content
+        file = self.opened
+        if file is None:
             return b""
-        position = self.file.tell()
-        self.file.seek(0)
-        data = self.file.read()
-        self.file.seek(position)
+        position = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(position)
         return data
 
     def __repr__(self) -> str:

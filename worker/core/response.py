@@ -1,6 +1,7 @@
 """What a native handler returns."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from quiesce.worker.core.request import Header
 from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_body
@@ -26,7 +27,7 @@ class Response:
         BadResponse: It cannot be sent as HTTP (a line break in a header, for instance).
     """
 
-    __slots__ = ("_cached", "body", "head", "path", "status")
+    __slots__ = ("_cached", "_more", "body", "head", "path", "status")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Response:
             else encode(status, _fields(headers, content_type or _TEXT))
         )
         self._cached = NOTHING_CACHED  # date, connection, bytes: one store, for threads
+        self._more: Any = None  # what the daemon's own kind (worker/response.py) has beyond this
 
     @classmethod
     def file(
@@ -70,10 +72,13 @@ class Response:
             return cached[2]
         head, body = self.head, self.body
         assert isinstance(body, bytes)
-        length = b""
-        if head.length < 0 and not has_no_body(head.status):
-            length = b"Content-Length: %d\r\n" % len(body)
-        wire = b"".join((head.lines, b"" if head.dated else date, length, connection, b"\r\n", body))
+        if head.is_plain and not connection:
+            wire = head.whole(date, len(body)) + body
+        else:
+            length = b""
+            if head.length < 0 and not has_no_body(head.status):
+                length = b"Content-Length: %d\r\n" % len(body)
+            wire = b"".join((head.lines, b"" if head.dated else date, length, connection, b"\r\n", body))
         self._cached = (date, connection, wire)
         return wire
 

@@ -30,7 +30,7 @@ class BadResponse(ValueError):
 class Head:
     """A checked head without framing, Date and Connection, which depend on what comes after it."""
 
-    __slots__ = ("close", "dated", "is_plain", "length", "lines", "status")
+    __slots__ = ("_whole", "close", "dated", "is_plain", "length", "lines", "status", "tells_length")
 
     def __init__(self, status: int, lines: bytes, length: int, close: bool, dated: bool) -> None:
         self.status = status
@@ -38,7 +38,24 @@ class Head:
         self.length = length  # what Content-Length says, -1 if it is not given
         self.close = close  # the application said Connection: close
         self.dated = dated
-        self.is_plain = length < 0 and not close and status not in _NO_BODY  # says nothing about its framing
+        goes_on = not close and status not in _NO_BODY
+        self.is_plain = goes_on and length < 0  # says nothing about its framing
+        self.tells_length = goes_on and length >= 0  # and nothing else about it
+        self._whole = (b"never", -1, b"")
+
+    def whole(self, date: bytes, size: int) -> bytes:
+        """All of the head, down to the empty line, of an answer with a body of that size on a connection that is kept.
+
+        ``date``: a whole line.  Kept for as long as date and size stay the same.  Only for who ``is_plain``, or
+        ``tells_length`` and it is this one.
+        """
+        kept = self._whole
+        if kept[0] is date and kept[1] == size:
+            return kept[2]
+        framing = b"" if self.tells_length else b"Content-Length: %d\r\n" % size
+        whole = b"".join((self.lines, b"" if self.dated else date, framing, b"\r\n"))
+        self._whole = date, size, whole  # one store, for threads
+        return whole
 
     def fields(self) -> list[Header]:
         """What was said, as pairs."""

@@ -1,177 +1,219 @@
 """The engine's connection that tells how each of its requests ended.  One loop's thread."""
 
 import socket
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quiesce.worker.core.connection import Event, State
-from quiesce.worker.core.discipline import Discipline, Leniency, mend
+from quiesce.worker.core.discipline import Discipline, Leniency, escaped, mend
 from quiesce.worker.core.http1 import request_line
 from quiesce.worker.core.rejected import Rejected
 from quiesce.worker.core.request import Address, Request
 from quiesce.worker.core.termination import Termination, cause
+from quiesce.worker.embedded.connection import NOTHING, Asked, Connection
+from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.deadline import Timed
 from quiesce.worker.net.ending import FLUSHING, IDLE, LINGERING, SENDING, SKIPPING, WORKING
 from quiesce.worker.net.exchange import Exchange
-from quiesce.worker.net.stream import Connection as EngineConnection
+from quiesce.worker.net.output import FLAGS
 
 if TYPE_CHECKING:
-    from quiesce.worker.daemon import Daemon as Engine
-    from quiesce.worker.embedded.connection import Connection
-
+    from quiesce.worker.embedded.seat import Engine
 
 STAYS = (WORKING, SENDING, SKIPPING, FLUSHING)  # a FIN ends nothing here: what was asked for is answered
 BEFORE_A_REQUEST = (State.FRESH, State.IDLE, State.HEAD)
 
 
-class Client(EngineConnection):
+class Client(Alone):
     """Adds to the engine's connection: its public side, a timeout of its own, and the reason of each end.
 
-    A request has ended when its answer is all sent, or never will be: that is said once, to ``handle``.  Here the
-    loop's thread does everything, so what the engine guards against threads of a pool needs no guard.
+    A request has ended when its answer is all sent, or never will be: that is said once, to the public side, if it has
+    been shown anything.  Here the loop's thread does everything, so what the engine guards against threads of a pool
+    needs no guard.
     """
 
-    __slots__ = ("_answered", "_at_fault", "_cause", "handle", "timeout_s", "trailers")
+    __slots__ = ("_handle",)
+
+    daemon: "Engine"
+    _last_flags = FLAGS  # an answer is told to have been sent when it has been
+    holds = False  # small answers to pipelined requests may go out together: nobody is told of each
 
     def __init__(
-        self,
-        engine: "Engine",
-        sock: socket.socket,
-        peer: Address,
-        local: Address,
-        scheme: str,
-        handle: "Connection",
+        self, engine: "Engine", sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
     ) -> None:
-        self.handle = handle
-        self.timeout_s: float | None = None
-        self.trailers: Sequence[tuple[bytes, bytes]] = ()
-        self._answered: Exchange | None = None
-        self._cause: Termination | None = None
-        self._at_fault = False  # the application
-        EngineConnection.__init__(self, engine, sock, peer, local, scheme, False)
+        self._handle: Connection | None = None
+        Alone.__init__(self, engine, sock, peer, local, scheme, probe)
 
     @classmethod
-    def of(cls, discipline: Discipline) -> "type[Client]":
+    def of(cls, discipline: Discipline, *, holds: bool) -> "type[Client]":
         """The kind for this level: the strict one has nothing of the others."""
+        members = {"__slots__": (), "holds": holds}
         if discipline.forgives:
-            return type("Lenient", (Forgiving, cls), {"__slots__": (), "forgives": discipline.forgives})
-        return cls if discipline.empty_lines else type("Pedantic", (Pedantic, cls), {"__slots__": ()})
+            return type("Lenient", (Forgiving, cls), {**members, "forgives": discipline.forgives})
+        return type("Strict", (cls,) if discipline.empty_lines else (Pedantic, cls), members)
 
-    def begin(self) -> None:
-        """A request is shown to the application."""
-        self._cause = None
-        self._answered = None
+    @property
+    def handle(self) -> Connection:
+        """What the application holds: made when it is first asked for, so that who sees requests only pays nothing."""
+        handle = self._handle
+        if handle is None:
+            handle = self._handle = Connection(self)
+        return handle
 
-    def _ended(self, why: Termination) -> None:
-        self._answered = None
-        if self._at_fault and why is Termination.COMPLETED_OK:
+    @property
+    def asked(self) -> Asked:
+        """The request that the application was shown, or NOTHING."""
+        handle = self._handle
+        return NOTHING if handle is None else handle.asked
+
+    def _ended(self, asked: Asked, why: Termination) -> None:
+        if asked.is_at_fault and why is Termination.COMPLETED_OK:
             why = Termination.WITH_ERROR
-        self._at_fault = False
         self.handle.ended(why)
 
     # -- what the engine does, listened to -----------------------------------------------------
 
     def event(self, event: Event, rejected: Rejected | None = None) -> None:
+        if self._held is not None:
+            self.release_held()  # it was promised to the next answer, of which nobody knows now what becomes
         if event is Event.PEER_DONE and self.broken:
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
-        if event is Event.SENT and self._answered is not None:
-            self._ended(Termination.COMPLETED_OK)
-        elif self._cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
-            self._cause = cause(event, rejected)
-        EngineConnection.event(self, event, rejected)
-        if self.exchange is None and self._answered is None and self.handle.has_request:
-            self._ended(self._cause or Termination.READ_ERROR)  # the engine has taken it away
+        asked = self.asked
+        if asked is NOTHING:
+            Alone.event(self, event, rejected)
+            return
+        if (event is Event.SENT or event is Event.OVER) and asked.is_answered:
+            self._ended(asked, Termination.COMPLETED_OK)
+        elif asked.cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
+            asked.cause = cause(event, rejected)
+        Alone.event(self, event, rejected)
+        if self.exchange is None and not asked.is_answered and asked.is_shown:
+            self._ended(asked, asked.cause or Termination.READ_ERROR)  # the engine has taken it away
 
     def _part(self, data: bytes) -> None:
-        EngineConnection._part(self, data)
+        Alone._part(self, data)
         if self.state is State.HEAD and self._judged:
             self._saw_line()
 
     def refuse(self, rejected: Rejected) -> None:
         if self.state in BEFORE_A_REQUEST:
             self._saw_line()
-        EngineConnection.refuse(self, rejected)
+        Alone.refuse(self, rejected)
 
     def _begin_body(self, request: Request) -> None:
-        self.handle.saw_target(request.target)
-        EngineConnection._begin_body(self, request)
+        if self._logs:
+            self.handle.saw_target(request.target)
+        Alone._begin_body(self, request)
+
+    @property
+    def _logs(self) -> bool:
+        return self.daemon.seat.owner.uri_log is not None
 
     def _saw_line(self) -> None:
         """Let the log have what was asked for, though its head is not complete, or will be refused."""
         line, eol, _ = self._input.partition(b"\r\n")
-        if eol and self.handle.daemon.uri_log is not None:
+        if eol and self._logs:
             try:
                 _, target, _ = request_line(line)
             except Rejected:
                 return
             self.handle.saw_target(target)
 
+    def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
+        handle = self._handle
+        if handle is None or handle.asked.exchange is not exchange:  # nobody is to be told
+            Alone.answer(self, exchange, keep, wire, now)
+        elif self.exchange is exchange:
+            asked = handle.asked
+            asked.is_answered = True
+            Alone.answer(self, exchange, keep, wire, now)
+            self._was_answered(handle, asked, exchange)
+
     def complete(
         self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
     ) -> None:
-        if self.exchange is not exchange:
-            return
-        self._answered = exchange
-        EngineConnection.complete(self, exchange, keep, data, more, now)
-        if self._answered is exchange and self.state is IDLE:
-            self._ended(Termination.COMPLETED_OK)
-        if self.state is IDLE and self.timeout_s is not None:
-            self.arm(self.timeout_s)
+        handle = self._handle
+        if handle is None or handle.asked.exchange is not exchange:
+            Alone.complete(self, exchange, keep, data, more, now)
+        elif self.exchange is exchange:
+            asked = handle.asked
+            asked.is_answered = True
+            Alone.complete(self, exchange, keep, data, more, now)
+            self._was_answered(handle, asked, exchange)
+
+    def _was_answered(self, handle: Connection, asked: Asked, exchange: Exchange) -> None:
+        """Is it all sent?  Else whoever sends the rest will say so."""
+        if self.state is IDLE:
+            if asked.exchange is exchange:
+                self._ended(asked, Termination.COMPLETED_OK)
+            if handle.own_timeout_s is not None:
+                self.arm(handle.own_timeout_s)
 
     def _another_follows(self, exchange: Exchange) -> bool:
-        return False  # an answer is told to have been sent when it has been
+        if not self.holds:
+            return False
+        response = self.asked.queued
+        # One that may be counted, or that something is freed with, is told to have been sent when it has been.
+        if response is not None and response._more is not None:
+            return False
+        return Alone._another_follows(self, exchange)
 
     def _loud(self, heard: bool) -> None:
-        EngineConnection._loud(self, heard)
+        Alone._loud(self, heard)
         if self.broken and not self.closed:
             self.later(self._settle)  # epoll and poll would tell of it by themselves, select does not
 
     def _sent_all(self) -> None:
-        EngineConnection._sent_all(self)
-        self._ended(Termination.COMPLETED_OK)
+        Alone._sent_all(self)
+        asked = self.asked
+        if asked.is_answered:
+            self._ended(asked, Termination.COMPLETED_OK)
 
     def abort(self, exchange: Exchange) -> None:
-        self._cause = Termination.WITH_ERROR
-        EngineConnection.abort(self, exchange)
-
-    def at_fault(self) -> None:
-        """Whatever is said now, it is not what was asked for."""
-        self._at_fault = True
+        self._blame(Termination.WITH_ERROR)
+        Alone.abort(self, exchange)
 
     def drop(self) -> None:
         """Close without a word: the application wants it so."""
-        self._cause = Termination.WITH_ERROR
+        self._blame(Termination.WITH_ERROR)
         self.event(Event.LOST)
 
     def cut(self) -> None:
-        self._cause = Termination.DAEMON_SHUTDOWN
-        EngineConnection.cut(self)
+        self._blame(Termination.DAEMON_SHUTDOWN)
+        Alone.cut(self)
+
+    def _blame(self, why: Termination) -> None:
+        asked = self.asked
+        if asked is not NOTHING:
+            asked.cause = why
 
     def arm(self, seconds: float) -> None:
-        own = self.timeout_s
+        own = None if self._handle is None else self._handle.own_timeout_s
         Timed.arm(self, seconds if own is None or self.state is LINGERING else own)
 
     def _body_done(self, payload: bytes) -> None:
-        self.trailers = getattr(self._decoder, "trailers", ())
-        EngineConnection._body_done(self, payload)
+        trailers = getattr(self._decoder, "trailers", ())
+        if trailers:
+            self.handle.saw_trailers(trailers)
+        Alone._body_done(self, payload)
 
     def allowed_s(self, state: State) -> float:
-        own = self.timeout_s
-        return EngineConnection.allowed_s(self, state) if own is None else own
+        own = None if self._handle is None else self._handle.own_timeout_s
+        return Alone.allowed_s(self, state) if own is None else own
 
     def _release(self) -> None:
-        EngineConnection._release(self)
-        self.handle.moved()
+        Alone._release(self)
+        self.daemon.seat.owner.reception.moved(self)
 
     def _close(self) -> None:
-        EngineConnection._close(self)
+        Alone._close(self)
         # A request that is cut ends before its connection does.
-        if self.handle.has_request:
-            self._ended(self._cause or Termination.READ_ERROR)
-        self.handle.closed()
+        asked = self.asked
+        if asked.is_shown:
+            self._ended(asked, asked.cause or Termination.READ_ERROR)
+        self.daemon.seat.owner.reception.left(self)
 
 
-class Forgiving(EngineConnection):
+class Forgiving(Alone):
     """What the parser has refused is mended if the level forgives it, and read again."""
 
     __slots__ = ()
@@ -184,10 +226,21 @@ class Forgiving(EngineConnection):
             if mended != self._input:
                 self._process(mended)
                 return
+            rejected = self._elsewhere() or rejected
         super().refuse(rejected)
 
+    def _elsewhere(self) -> Rejected | None:
+        """Is this one to ask again, with what a URI may hold?"""
+        line, eol, _ = self._input.partition(b"\r\n")
+        line = (escaped(line, self.forgives) or b"") if eol else b""
+        try:
+            _, target, _ = request_line(line)
+        except Rejected:
+            return None
+        return Rejected(301, "white space in a target is percent-encoded", location=target)
 
-class Pedantic(EngineConnection):
+
+class Pedantic(Alone):
     """An empty line is no request."""
 
     __slots__ = ()

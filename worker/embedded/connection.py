@@ -1,7 +1,6 @@
 """One client as an embedding application sees it: its request, its upload, the answer that is queued."""
 
-from _thread import allocate_lock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, Flag
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,7 @@ from quiesce.worker.core.values import Value, arguments, cookies, text
 from quiesce.worker.embedded.guard import guarded
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.sending import Pump, send
-from quiesce.worker.response import ICY, Options, Response
+from quiesce.worker.response import ICY, Freed, Options, Response
 
 if TYPE_CHECKING:
     from quiesce.worker.embedded.client import Client
@@ -96,6 +95,42 @@ AccessHandler = Callable[["Connection"], Answer]
 """Called when the head is complete, for each part of the body, and at the end: see ``Connection.stage``."""
 
 
+class Asked:
+    """What there is of one request, from its line or head to the last byte of its answer.
+
+    The loop's thread makes it and lets it go: between two requests a connection has nothing of it.
+    """
+
+    # Defaults on the class: most requests change few of them.
+    exchange: Exchange | None = None
+    request = Request("", b"/")
+    stage = Stage.HEAD
+    upload = Upload()  # of requests without a body; nobody adds to it
+    state: Any = None
+    trailers: Sequence[tuple[bytes, bytes]] = ()
+    added: tuple[tuple[Kind, Value], ...] = ()
+    queued: Response | None = None
+    status = 0
+    is_counted = False  # the answer has a reference for this request
+    pump: Pump | None = None
+    in_handler = False
+    is_logged = False  # uri_log has heard of it
+    is_parked = False  # the loop has seen that we are suspended
+    is_complete = False  # all of the body was delivered
+    is_answered = False  # the engine has the whole answer
+    is_at_fault = False  # the application: whatever is said now, it is not what was asked for
+    cause: Termination | None = None  # why it will have ended early
+
+    @property
+    def is_shown(self) -> bool:
+        """The application has seen it, or its target."""
+        return self.exchange is not None or self.is_logged
+
+
+NOTHING = Asked()
+"""Between two requests.  For everybody, so nobody changes it."""
+
+
 class Connection:
     """A client, from its accept to its close.
 
@@ -110,39 +145,52 @@ class Connection:
         trailers: (name, value) pairs that came behind the body, at ``Stage.END``.
     """
 
-    # fmt: off
-    __slots__ = (
-        "_added", "_complete", "_exchange", "_in_handler", "_lock", "_logged", "_parked", "_pump", "_queued", "_status",
-        "_suspended", "client", "daemon", "local", "peer", "request", "seat", "socket_context", "stage",
-        "state", "upload",
-    )
-    # fmt: on
-    client: "Client"
+    __slots__ = ("_suspended", "asked", "client", "own_timeout_s", "socket_context")
 
-    def __init__(self, daemon: "Daemon", seat: "Seat", peer: Address, local: Address) -> None:
-        self.daemon = daemon
-        self.seat = seat
-        self.peer = peer
-        self.local = local
+    def __init__(self, client: "Client") -> None:
+        self.client = client
         self.socket_context: Any = None
-        self._lock = allocate_lock()
-        self._exchange: Exchange | None = None
+        self.own_timeout_s: float | None = None  # the client's limit on silence, if it has one of its own
+        self.asked = NOTHING
         self._suspended = False
-        self._in_handler = False
-        self._logged = False  # uri_log has heard of a request that has not ended
-        self._forget_request()
 
-    def _forget_request(self) -> None:
-        self._queued: Response | None = None
-        self._status = 0
-        self._pump: Pump | None = None
-        self._added: tuple[tuple[Kind, Value], ...] = ()
-        self._parked = False  # the loop has seen that we are suspended
-        self._complete = False  # all of the body was delivered
-        self.state: Any = None
-        self.request: Request = _NONE
-        self.stage = Stage.HEAD
-        self.upload = _NOTHING
+    @property
+    def seat(self) -> "Seat":
+        """Whose thread serves it."""
+        return self.client.daemon.seat
+
+    @property
+    def daemon(self) -> "Daemon":
+        return self.client.daemon.seat.owner
+
+    @property
+    def peer(self) -> Address:
+        return self.client.peer
+
+    @property
+    def local(self) -> Address:
+        return self.client.local
+
+    @property
+    def request(self) -> Request:
+        return self.asked.request
+
+    @property
+    def stage(self) -> Stage:
+        return self.asked.stage
+
+    @property
+    def upload(self) -> Upload:
+        return self.asked.upload
+
+    @property
+    def state(self) -> Any:
+        return self.asked.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self.asked is not NOTHING:  # else the next request begins with None
+            self.asked.state = state
 
     # -- for the handler ------------------------------------------------------------------------
 
@@ -157,13 +205,14 @@ class Connection:
             BadResponse: The status is none of a final response, or the response is not for this request.
             Freed: The response has no reference left.
         """
-        with self._lock:  # the loop may be ending the request at this moment
+        with self.client.lock:  # the loop may be ending the request at this moment
             self._queue(response, status)
 
     def _queue(self, response: Response, status: int) -> None:
-        if self._exchange is None or not (self._in_handler or self._suspended):
+        asked = self.asked
+        if asked.exchange is None or not (asked.in_handler or self._suspended):
             raise NotNow("an answer is queued in the handler, or while the connection is suspended")
-        if self._queued is not None:
+        if asked.queued is not None:
             raise NotNow("this request has its answer already")
         if self.daemon.is_stopping:
             raise NotNow("the daemon is being stopped")
@@ -171,11 +220,12 @@ class Connection:
         if status != response.status:
             response.head_for(status)  # or BadResponse
         options = response.options if response.path is not None else Options.NONE
-        if options & Options.HEAD_ONLY and self.request.method != "HEAD" and status & ~ICY != 304:
+        if options & Options.HEAD_ONLY and asked.request.method != "HEAD" and status & ~ICY != 304:
             raise NotNow("a response for HEAD only cannot answer this request")
         response.retain()
-        self._queued = response
-        self._status = status
+        asked.queued = response
+        asked.status = status
+        asked.is_counted = True
 
     def send_interim(self, status: int, headers: Headers = ()) -> bool:
         """Say something before the answer, at once: 103 Early Hints with its links, 102 Processing.
@@ -190,13 +240,14 @@ class Connection:
         """
         pairs = headers.items() if isinstance(headers, Mapping) else headers
         data = interim(status, [(latin1(name), latin1(value)) for name, value in pairs])
-        with self._lock:
-            exchange = self._exchange
-            if exchange is None or not (self._in_handler or self._suspended):
+        with self.client.lock:
+            asked = self.asked
+            exchange = asked.exchange
+            if exchange is None or not (asked.in_handler or self._suspended):
                 raise NotNow("an interim answer is said in the handler, or while the connection is suspended")
-            if self._queued is not None:
+            if asked.queued is not None:
                 raise NotNow("this request has its answer already")
-            if self.request.version == "1.0" or exchange.disconnected:
+            if asked.request.version == "1.0" or exchange.disconnected:
                 return False
         self.client.send(exchange, data)
         return True
@@ -237,7 +288,7 @@ class Connection:
             ]
         if Kind.FOOTER in kinds:
             found += [(Kind.FOOTER, (text(name), text(value))) for name, value in self.trailers]
-        return found + [item for item in self._added if item[0] in kinds]
+        return found + [item for item in self.asked.added if item[0] in kinds]
 
     def lookup(self, kinds: Kind, name: str | None) -> str | None:
         """The first value of that name, case-insensitively; None also for a name without a value."""
@@ -249,27 +300,28 @@ class Connection:
 
     def add_value(self, kind: Kind, name: str, value: str | None) -> None:
         """Let this request have a value more, for whoever asks later."""
-        self._added += ((kind, (name, value)),)
+        if self.asked is not NOTHING:
+            self.asked.added += ((kind, (name, value)),)
 
     @property
     def trailers(self) -> list[tuple[bytes, bytes]]:
-        return list(self.client.trailers) if self.stage is Stage.END else []
+        return list(self.asked.trailers) if self.stage is Stage.END else []
 
     @property
     def timeout_s(self) -> float:
         """This connection's own limit on silence in seconds; 0 = none.  Setting it starts it afresh."""
-        own = self.client.timeout_s
+        own = self.own_timeout_s
         return self.daemon.timeout_s if own is None else own
 
     @timeout_s.setter
     def timeout_s(self, seconds: float) -> None:
-        self.client.timeout_s = seconds
-        if not self._suspended and not self._in_handler:
+        self.own_timeout_s = seconds
+        if not self._suspended and not self.asked.in_handler:
             self.seat.post(self._arm)
 
     def _arm(self) -> None:
         if not self.client.closed and not self._suspended:
-            self.client.arm(self.client.timeout_s or 0.0)
+            self.client.arm(self.own_timeout_s or 0.0)
 
     @property
     def is_suspended(self) -> bool:
@@ -284,8 +336,8 @@ class Connection:
             self.daemon,
             self._suspended,
             self.timeout_s,
-            self._header_size() if self._exchange is not None else None,
-            self._status & ~ICY if self._queued is not None else None,
+            self._header_size() if self.asked.exchange is not None else None,
+            self.asked.status & ~ICY if self.asked.queued is not None else None,
             self.socket_context,
         )
 
@@ -296,95 +348,162 @@ class Connection:
 
     # -- the request's life, in the loop's thread -----------------------------------------------------
 
-    @property
-    def has_request(self) -> bool:
-        """The application was shown a request that has not ended, or its target."""
-        return self._exchange is not None or self._logged
-
     def saw_target(self, target: bytes) -> None:
         """A request line is complete; of what follows nothing has been looked at."""
         log = self.daemon.uri_log
-        if log is None or self._logged:
+        if log is None or self.asked.is_logged:
             return
-        self._forget_request()
-        self.client.begin()
-        self._logged = True
+        asked = self.asked = Asked()
+        asked.is_logged = True
         try:
-            self.state = log(self, text(target))
+            asked.state = log(self, text(target))
         except Exception as exc:
             self.daemon.complain(f"{log!r} failed", exc)
 
+    def saw_trailers(self, trailers: Sequence[tuple[bytes, bytes]]) -> None:
+        """The body is complete; the application may not have been called."""
+        if self.asked is NOTHING:
+            self.asked = Asked()
+        self.asked.trailers = trailers
+
     def begin(self, exchange: Exchange, stage: Stage) -> None:
         """The engine has a request: its head and maybe some of its body, or the whole of it."""
-        if self.daemon.uri_log is None:
-            self.state = None
-            self.client.begin()
-        else:
-            self.saw_target(exchange.request.target)
-        self._exchange = exchange
-        self.request = exchange.request
-        if self.request.length:
-            self.upload = Upload()
+        self._take(exchange)
         self._call(stage)
+
+    def answered(self, exchange: Exchange, answer: Answer) -> None:
+        """The same, where the handler was called already, and has returned this."""
+        asked = self._take(exchange)
+        asked.stage = Stage.END
+        self._return(asked, exchange, answer)
+
+    def sends_on(self, exchange: Exchange, response: Response) -> None:
+        """The same, where it was answered already, and some of the answer waits for the client to take it."""
+        asked = self._take(exchange)
+        asked.stage = Stage.END
+        asked.queued = response
+        asked.status = response.status
+        asked.is_answered = True
+        self._count(asked, response)
+
+    def _take(self, exchange: Exchange) -> Asked:
+        if self.daemon.uri_log is not None:
+            self.saw_target(exchange.request.target)
+        asked = self.asked
+        if asked is NOTHING:
+            asked = self.asked = Asked()
+        asked.exchange = exchange
+        asked.request = exchange.request
+        if asked.request.length:
+            asked.upload = Upload()
+        return asked
 
     def _call(self, stage: Stage) -> None:
         """Call the handler, then do what it wants."""
-        self.stage = stage
-        exchange = self._exchange
+        asked = self.asked
+        asked.stage = stage
+        exchange = asked.exchange
         if exchange is None:
             return
-        self._in_handler = True
+        asked.in_handler = True
         try:
             answer = self.daemon.access_handler(self)
-            if isinstance(answer, Response):
-                self.queue(answer)
         except Exception as exc:
-            self._in_handler = False
             self._give_up(exc)
             return
         finally:
-            self._in_handler = False
+            asked.in_handler = False
+        self._return(asked, exchange, answer)
+
+    def _return(self, asked: Asked, exchange: Exchange, answer: Answer) -> None:
+        """What the handler has returned."""
+        if isinstance(answer, Response):
+            if self._respond(asked, exchange, answer):
+                return
+            asked.in_handler = True  # in its place
+            try:
+                self.queue(answer)
+            except Exception as exc:
+                self._give_up(exc)
+                return
+            finally:
+                asked.in_handler = False
         if answer is False:
             self.client.drop()
         elif self._suspended:
-            self._parked = True
+            asked.is_parked = True
             if not exchange.body_complete:
                 exchange.pause_reading()
         else:
             self._after_call()
 
+    def _respond(self, asked: Asked, exchange: Exchange, response: Response) -> bool:
+        """The usual case of :meth:`queue` and what follows it: nothing but bytes, which are sent at once.
+
+        Nobody can look at the response's references meanwhile, so there is one more only if something is left to send.
+        """
+        if (
+            asked.queued is not None
+            or asked.exchange is not exchange
+            or self._suspended
+            or self.daemon.is_stopping
+            or not response.is_plain
+            or response.references <= 0
+        ):
+            return False
+        asked.queued = response
+        asked.status = response.status
+        try:
+            exchange.respond(response)
+        except Exception as exc:
+            self._give_up(exc)
+        if asked.exchange is exchange:
+            self._count(asked, response)
+        return True
+
+    @staticmethod
+    def _count(asked: Asked, response: Response) -> None:
+        """It is on its way, and has a reference for that."""
+        try:
+            response.retain()
+            asked.is_counted = True
+        except Freed:  # by another thread just now: its bytes are ours
+            pass
+
     def _give_up(self, exc: BaseException) -> None:
-        exchange = self._exchange
-        if exchange is not None:
-            self.client.at_fault()
-            exchange.fail(exc)
+        asked = self.asked
+        if asked.exchange is not None:
+            asked.is_at_fault = True
+            asked.exchange.fail(exc)
 
     def _after_call(self) -> None:
-        exchange = self._exchange
-        if exchange is None or self._pump is not None:
+        asked = self.asked
+        exchange = asked.exchange
+        if exchange is None or asked.pump is not None:
             return
-        if self._queued is not None:
-            self._send(exchange, self._queued)
-        elif self.stage is Stage.END:
+        if asked.queued is not None:
+            self._send(exchange, asked.queued)
+        elif asked.stage is Stage.END:
             self._give_up(NotNow("the handler has the whole request, and neither answered nor suspended"))
-        elif self.stage is Stage.HEAD:
+        elif asked.stage is Stage.HEAD:
             exchange.read_body(self._on_body)
 
     def _send(self, exchange: Exchange, response: Response) -> None:
+        asked = self.asked
         try:
-            pump = send(exchange, response, self._status, lambda: self._suspended)
+            pump = send(exchange, response, asked.status, lambda: self._suspended)
         except Exception as exc:
             self._give_up(exc)
             return
-        if self._exchange is exchange:
-            self._pump = pump
+        if asked.exchange is exchange:
+            asked.pump = pump
 
     def _on_body(self, data: bytes, more: bool) -> None:
         """The engine: a part of the body, or its end."""
-        if self._queued is not None:
+        if self.asked.queued is not None:
             return  # answered; what comes is read away
         self.upload.add(data)
-        self._complete = not more
+        self.asked.is_complete = not more
         self._show(more)
 
     def _show(self, more: bool) -> None:
@@ -393,7 +512,7 @@ class Connection:
         while len(upload):
             before = len(upload)
             self._call(Stage.DATA)
-            if self._exchange is None or self._suspended or self._queued is not None:
+            if self.asked.exchange is None or self._suspended or self.asked.queued is not None:
                 return
             if len(upload) == before:
                 break
@@ -406,47 +525,37 @@ class Connection:
 
     def _go_on(self) -> None:
         """After a resume."""
-        exchange = self._exchange
+        asked = self.asked
+        exchange = asked.exchange
         if self._suspended or exchange is None:
             return
-        if self._pump is not None:
-            self._pump.run()
-        if not self._parked:
+        if asked.pump is not None:
+            asked.pump.run()
+        if not asked.is_parked:
             return  # resumed before the handler had returned: nothing was held up
-        self._parked = False
-        if self._queued is not None:
-            self._send(exchange, self._queued)
-        elif self.stage is Stage.DATA:
-            self._show(not self._complete)
+        asked.is_parked = False
+        if asked.queued is not None:
+            self._send(exchange, asked.queued)
+        elif asked.stage is Stage.DATA:
+            self._show(not asked.is_complete)
         else:
-            self._call(self.stage)
-        if self._exchange is exchange and not self._suspended and not exchange.body_complete:
+            self._call(asked.stage)
+        if asked.exchange is exchange and not self._suspended and not exchange.body_complete:
             exchange.resume_reading()
 
     def ended(self, why: Termination) -> None:
         """The request's answer is all sent, or never will be."""
-        with self._lock:
-            exchange, self._exchange = self._exchange, None
-            response = self._queued
-        if exchange is None and not self._logged:
+        asked = self.asked
+        with self.client.lock:
+            asked.exchange, exchange = None, asked.exchange
+            response = asked.queued if asked.is_counted else None
+        if exchange is None and not asked.is_logged:
             return
-        self._logged = False
-        self._suspended = False
-        state = self.state
+        asked.is_logged = self._suspended = False
         if response is not None:
             guarded(self.daemon.complain, response.release)
-        self.daemon.reception.request_ended(self, state, why)
-        if self._exchange is None:
-            self._forget_request()
-
-    def closed(self) -> None:
-        """The client has gone, and so has its socket."""
-        self.daemon.reception.left(self)
-
-    def moved(self) -> None:
-        """Another daemon has it now."""
-        self.daemon.reception.moved(self)
-
-
-_NONE = Request("", b"/")
-_NOTHING = Upload()  # of requests without a body; nobody adds to it
+        told = self.daemon.on_completed
+        if told is not None:
+            guarded(self.daemon.complain, told, self, asked.state, why)
+        if self.asked is asked:
+            self.asked = NOTHING

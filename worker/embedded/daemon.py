@@ -13,10 +13,10 @@ from quiesce.worker.complaints import Complain, Logger, to_logger, to_stderr
 from quiesce.worker.core.discipline import discipline as disciplined
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.request import Address, Request
+from quiesce.worker.core.termination import Termination
 from quiesce.worker.core.values import unescape as plain_unescape
-from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.admission import AcceptPolicy, Admission
-from quiesce.worker.embedded.apps import HandlerApp
+from quiesce.worker.embedded.apps import HandlerApp, RequestApp
 from quiesce.worker.embedded.connection import AccessHandler, Connection
 from quiesce.worker.embedded.hand_over import HandOver
 from quiesce.worker.embedded.kinds import DaemonInfo, Mode, NotListening, Poller
@@ -24,8 +24,8 @@ from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.external import External
 from quiesce.worker.embedded.modes.polling_threads import PollingThreads
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
-from quiesce.worker.embedded.reception import OnCompleted, OnConnection, Reception
-from quiesce.worker.embedded.seat import Seat
+from quiesce.worker.embedded.reception import OnConnection, Reception
+from quiesce.worker.embedded.seat import Engine, Seat
 from quiesce.worker.embedded.sockets import Listening, as_listener, open_listener
 from quiesce.worker.embedded.turning import Turning
 from quiesce.worker.loops.epoll_loop import EpollLoop
@@ -33,9 +33,12 @@ from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.loops.poll_loop import PollLoop
 from quiesce.worker.loops.select_loop import SelectLoop
 from quiesce.worker.net.acceptor import Listener
+from quiesce.worker.net.http_date import NoDate
 from quiesce.worker.net.lane_reader import Arrival
 from quiesce.worker.net.reserve import Reserve
 from quiesce.worker.response import Response
+
+OnCompleted = Callable[[Connection, Any, Termination], None]
 
 
 class _State(Enum):
@@ -132,17 +135,19 @@ class Daemon(Turning):
     ) -> None:
         if (handler is None) is (access_handler is None):
             raise TypeError("give a handler, or an access_handler, and not both")
+        self._app: App = HandlerApp(streams_body=handler is None)
         if handler is not None:
             whole = handler
             access_handler = lambda connection: whole(connection.request)  # noqa: E731
+            if on_connection is None and on_completed is None and uri_log is None:
+                self._app = RequestApp(handler)
         if mode is Mode.THREAD_PER_CONNECTION and poller is Poller.EPOLL:
             raise ValueError("a thread that serves one client waits by poll or select, not by epoll")
         if mode is Mode.POOL and threads < 1:
             raise ValueError("a pool has at least one thread")
         assert access_handler is not None
         self.access_handler: AccessHandler = access_handler
-        self._app: App = HandlerApp(streams_body=handler is None)
-        self._mode = mode
+        self.mode = mode
         self._poller = _poller(mode, poller)
         self._threads = threads
         if timeout_s:
@@ -162,8 +167,9 @@ class Daemon(Turning):
         self._admission = Admission(limits.connections, limits.connections_per_ip, policy)
         self._hand_over = HandOver()
         self.allows_suspend = allow_suspend
-        self.reception = Reception(self, self._admission, self._hand_over, on_connection, on_completed)
+        self.on_completed = on_completed
         self.uri_log = uri_log
+        self.reception = Reception(self, self._admission, self._hand_over, on_connection)
         self.unescape = unescape
         self.upload_memory = upload_memory
         self._where = Listening(host, port, path, backlog, address_reuse, dual_stack, fast_open)
@@ -261,7 +267,7 @@ class Daemon(Turning):
         """
         if self._state is not _State.RUNNING:
             return
-        if any(seat.is_here for seat in self._running().all_seats()) and self._mode is not Mode.EXTERNAL:
+        if any(seat.is_here for seat in self._running().all_seats()) and self.mode is not Mode.EXTERNAL:
             raise QuiesceError(
                 "a handler cannot stop the daemon that calls it: its thread would wait for itself"
             )
@@ -289,7 +295,7 @@ class Daemon(Turning):
 
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until nobody is connected; in ``Mode.EXTERNAL`` by turning the loop.  False: it took too long."""
-        if self._mode is not Mode.EXTERNAL:
+        if self.mode is not Mode.EXTERNAL:
             return self._admission.wait_empty(timeout_s)
         until = monotonic() + timeout_s
         while self._admission.count and monotonic() < until:
@@ -368,7 +374,7 @@ class Daemon(Turning):
         loop = seats[0].loop if len(seats) == 1 else None
         port = self._address[1] if isinstance(self._address, tuple) else 0
         return DaemonInfo(
-            self._mode,
+            self.mode,
             self._poller,
             self._listener_fd,
             self._address,
@@ -384,13 +390,13 @@ class Daemon(Turning):
 
     def _make_shell(self) -> ModeShell:
         place = self.reception.place
-        if self._mode is Mode.EXTERNAL:
+        if self.mode is Mode.EXTERNAL:
             return External(self._make_seat(), place)
-        if self._mode is Mode.THREAD_PER_CONNECTION:
+        if self.mode is Mode.THREAD_PER_CONNECTION:
             return ThreadPerConnection(
                 self._make_seat(), place, self._make_seat, self._admission.leave, self.reception.refuse
             )
-        count = self._threads if self._mode is Mode.POOL else 1
+        count = self._threads if self.mode is Mode.POOL else 1
         return PollingThreads([self._make_seat() for _ in range(count)], place)
 
     def _make_seat(self) -> Seat:
@@ -412,13 +418,14 @@ class Daemon(Turning):
             limits=self._limits,
             accepted=accepted,
             taken=taken,
+            connect=self.reception.connect,  # type: ignore[arg-type]  # it is given our engines only
             reserve=self._reserve,
             turn_away=turn_away,
             heartbeat=False,
         )
         if not self._date:
-            engine.date, engine.date_line = _no_date, _no_date
-        seat = Seat(loop, engine, self._stack_size)
+            engine.dates = NoDate()
+        seat = Seat(self, loop, engine, self._stack_size)
         return seat
 
     def _running(self) -> ModeShell:
@@ -429,10 +436,6 @@ class Daemon(Turning):
     @property
     def _is_over(self) -> bool:
         return self._state in (_State.STOPPING, _State.STOPPED)
-
-
-def _no_date(now: float = 0.0) -> bytes:
-    return b""
 
 
 def _stack_size(size: int) -> int:

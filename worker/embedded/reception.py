@@ -3,22 +3,21 @@
 import errno
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quiesce.shared.errors import QuiesceError
 from quiesce.worker.core.lane_record import Record
 from quiesce.worker.core.rejected import Rejected, reply
 from quiesce.worker.core.request import Address
-from quiesce.worker.core.termination import Termination
-from quiesce.worker.daemon import Daemon as Engine
 from quiesce.worker.embedded.admission import Admission, Verdict
 from quiesce.worker.embedded.client import Client
 from quiesce.worker.embedded.connection import Connection
 from quiesce.worker.embedded.guard import guarded
 from quiesce.worker.embedded.hand_over import HandOver
+from quiesce.worker.embedded.kinds import Mode
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
-from quiesce.worker.embedded.seat import Seat
+from quiesce.worker.embedded.seat import Engine, Seat
 from quiesce.worker.embedded.sockets import address, as_socket
 from quiesce.worker.net.acceptor import Listener
 from quiesce.worker.net.lane_reader import Arrival
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from quiesce.worker.embedded.daemon import Daemon
 
 OnConnection = Callable[[Connection, bool], None]
-OnCompleted = Callable[[Connection, Any, Termination], None]
 
 
 class Reception:
@@ -41,14 +39,13 @@ class Reception:
         admission: Admission,
         hand_over: HandOver,
         on_connection: OnConnection | None,
-        on_completed: OnCompleted | None,
     ) -> None:
         self._daemon = daemon
         self._admission = admission
         self._hand_over = hand_over
-        self._client = Client.of(daemon.discipline)
+        holds = daemon.on_completed is None and daemon.mode is not Mode.THREAD_PER_CONNECTION
+        self._client = Client.of(daemon.discipline, holds=holds)
         self._on_connection = on_connection
-        self._on_completed = on_completed
 
     def add(self, sock: socket.socket | int, peer: Address) -> None:
         """See :meth:`quiesce.worker.embedded.daemon.Daemon.add_connection`."""
@@ -102,7 +99,7 @@ class Reception:
         """The loop cannot watch this one, so it is told so without waiting for anything."""
         rejected = Rejected(503, "select can watch no more", retry_after_s=1)
         try:
-            sock.send(reply(rejected, seat.engine.date()), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.send(reply(rejected, seat.engine.dates.date()), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it has gone
@@ -134,47 +131,44 @@ class Reception:
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
     ) -> Client:
         """In the seat's thread.  Who was admitted leaves again, whatever happens."""
-        handle = Connection(self._daemon, seat, peer, local)
-
-        def connect(
-            engine: Engine, sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
-        ) -> Client:
-            handle.client = self._client(engine, sock, peer, local, scheme, handle)
-            return handle.client
-
-        seat.engine.connect = connect
+        engine = seat.engine
         try:
             if record is None:
-                seat.engine.add_connection(sock, peer=peer, local=local)
-            elif not seat.engine.adopt([Arrival(record, sock, peer)]):
-                raise OSError(errno.EINVAL, "it came by a lane, and cannot be watched")
+                client = engine.add_connection(sock, peer=peer, local=local)
+            else:
+                clients = engine.adopt([Arrival(record, sock, peer)])
+                if not clients:
+                    raise OSError(errno.EINVAL, "it came by a lane, and cannot be watched")
+                client = clients[0]
         except BaseException:
             self._admission.leave(peer)
             raise
+        assert isinstance(client, Client)
         if self._on_connection is not None:
-            guarded(self._daemon.complain, self._on_connection, handle, True)
+            guarded(self._daemon.complain, self._on_connection, client.handle, True)
         if record is not None:
-            handle.client.go_on()
+            client.go_on()
         lane = self._hand_over.lane
         if lane is not None and seat not in self.shell.seats:  # one that was made for this client
             seat.hand_over(lane)
-        return handle.client
+        return client
 
-    def left(self, connection: Connection) -> None:
-        """A connection's last word, in its thread."""
+    def connect(
+        self, engine: Engine, sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
+    ) -> Client:
+        """The engines' way to make a connection."""
+        return self._client(engine, sock, peer, local, scheme, probe)
+
+    def left(self, client: Client) -> None:
+        """A client's last word, in its thread."""
         if self._on_connection is not None:
-            guarded(self._daemon.complain, self._on_connection, connection, False)
+            guarded(self._daemon.complain, self._on_connection, client.handle, False)
         # After it: who waits until nobody is connected has been told of everybody.
-        self._admission.leave(connection.peer)
+        self._admission.leave(client.peer)
         if isinstance(self.shell, ThreadPerConnection):
-            self.shell.left(connection.seat)
+            self.shell.left(client.daemon.seat)
 
-    def moved(self, connection: Connection) -> None:
+    def moved(self, client: Client) -> None:
         """The same, but the client lives on elsewhere."""
         self._hand_over.count_one()
-        self.left(connection)
-
-    def request_ended(self, connection: Connection, state: Any, why: Termination) -> None:
-        """A request's last word, in its connection's thread."""
-        if self._on_completed is not None:
-            guarded(self._daemon.complain, self._on_completed, connection, state, why)
+        self.left(client)

@@ -3,27 +3,40 @@
 import socket
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from quiesce.shared.errors import QuiesceError
-from quiesce.worker.daemon import Daemon as Engine
+from quiesce.worker.daemon import Daemon
 from quiesce.worker.embedded.panic import panic
 from quiesce.worker.loops.own_loop import OwnLoop
 from quiesce.worker.net.lane_writer import Target
+
+if TYPE_CHECKING:
+    from quiesce.worker.embedded.daemon import Daemon as Owner
 
 T = TypeVar("T")
 LISTENER = "listener"
 _stacks = threading.Lock()
 
 
+class Engine(Daemon):
+    """One that its seat can be found by: a connection that kept it, too, would be larger."""
+
+    __slots__ = ("seat",)
+
+    seat: "Seat"
+
+
 class Seat:
     """Owns its loop and its engine, and its thread if it was started with one."""
 
-    def __init__(self, loop: OwnLoop, engine: Engine, stack_size: int = 0) -> None:
+    def __init__(self, owner: "Owner", loop: OwnLoop, engine: Engine, stack_size: int = 0) -> None:
         """``stack_size``: of the thread, in bytes; 0: the system's."""
+        self.owner = owner
         self._stack_size = stack_size
         self.loop = loop
         self.engine = engine
+        engine.seat = self
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._over = False  # nobody turns the loop any more

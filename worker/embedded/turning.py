@@ -12,7 +12,7 @@ from quiesce.worker.loops.select_loop import FD_SETSIZE, SelectLoop
 class Turning:
     """The part of a daemon that is for ``Mode.EXTERNAL``."""
 
-    _mode: Mode
+    mode: Mode
 
     def run(self) -> None:
         """Serve what is ready; never waits."""
@@ -54,7 +54,7 @@ class Turning:
 
     def get_timeout(self) -> float | None:
         """Seconds until the daemon must be turned even if nothing is ready; None: never."""
-        if self._mode is Mode.THREAD_PER_CONNECTION:
+        if self.mode is Mode.THREAD_PER_CONNECTION:
             return None
         return self._running().seats[0].loop.timeout_s()
 
@@ -66,7 +66,7 @@ class Turning:
         return loop.fileno()
 
     def _external(self) -> OwnLoop:
-        if self._mode is not Mode.EXTERNAL:
+        if self.mode is not Mode.EXTERNAL:
             raise WrongMode(
                 "the daemon has threads of its own; only Mode.EXTERNAL is turned by its application"
             )

@@ -9,7 +9,9 @@ costs asyncio one handle however many connections are ready.
 import asyncio
 import sys
 import time
+from _thread import get_ident
 from collections.abc import Callable
+from contextvars import copy_context
 from math import inf
 from typing import Any
 
@@ -19,6 +21,7 @@ from quiesce.worker.complaints import Complain, to_stderr
 from quiesce.worker.loops.base import Timer
 from quiesce.worker.loops.epoll_set import EpollSet
 
+TURN_NS = int(Field.TURN_NS)
 _BATCH = 256  # events a turn, so that the application's tasks get theirs
 
 
@@ -27,18 +30,26 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
         import uvloop
     except ImportError:
         return asyncio.new_event_loop()
-    return uvloop.new_event_loop()  # type: ignore[no-any-return]
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 class AsyncioLoop(EpollSet):
     """``Loop`` (base.py) on an event loop of its own; ``aio`` is that event loop."""
 
+    has_turns = True  # tasks of an application, which go on between them, end with ``turned`` too
+
     def __init__(self) -> None:
         super().__init__()
         self.slot: memoryview | None = None
+        self.turned: Callable[[], None] | None = None
         self.complain: Complain = to_stderr
         self.aio = _new_event_loop()
         asyncio.set_event_loop(self.aio)
+        # Ours, for all that we do: a timer that was set while the application runs would hold its variables, and a
+        # request that is begun then would see those of another.
+        self._context = copy_context()
+        self._thread: int | None = None
         self.aio.add_reader(self._epoll.fileno(), self._turn)
         self._deadlines = Deadlines()
         self._look: asyncio.TimerHandle | None = None  # asyncio's own timer, for the first of them
@@ -56,7 +67,8 @@ class AsyncioLoop(EpollSet):
             if self._look is not None:
                 self._look.cancel()
             self._looks_at = when
-            self._look = self.aio.call_later(max(0.0, when - self.now()), self._on_look)
+            wait_s = max(0.0, when - self.now())
+            self._look = self.aio.call_later(wait_s, self._on_look, context=self._context)
 
     def _on_look(self) -> None:
         self._look = None
@@ -70,15 +82,30 @@ class AsyncioLoop(EpollSet):
         wait_s = self._deadlines.wait_s(now)
         if wait_s is not None:
             self._look_at(now + wait_s)
+        if self.turned is not None:
+            self.turned()
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        if self._thread == get_ident():  # nobody has to be woken
+            self.aio.call_soon(self._do, callback, context=self._context)
+            return
         try:
-            self.aio.call_soon_threadsafe(callback)
+            self.aio.call_soon_threadsafe(self._do, callback, context=self._context)
         except RuntimeError:
             pass  # closed: nobody is left to do it, as in a loop that has stopped
 
+    def _do(self, callback: Callable[[], None]) -> None:
+        """What is no turn of ours ends as one."""
+        callback()
+        if self.turned is not None:
+            self.turned()
+
     def run(self) -> None:
-        self.aio.run_forever()
+        self._thread = get_ident()
+        try:
+            self.aio.run_forever()
+        finally:
+            self._thread = None
 
     def stop(self) -> None:
         self.aio.stop()
@@ -100,7 +127,7 @@ class AsyncioLoop(EpollSet):
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
         """Call in the loop's thread, in a turn, when the signal comes."""
-        self.aio.add_signal_handler(number, callback)
+        self.aio.add_signal_handler(number, self._do, callback)
 
     def descriptors(self) -> list[int]:
         """Ours, and those of asyncio's: a forked child that closed its loop would take the parent's
@@ -120,4 +147,6 @@ class AsyncioLoop(EpollSet):
             except Exception:
                 sys.excepthook(*sys.exc_info())  # a bug of ours must not end the other connections
         if self.slot is not None:
-            self.slot[Field.TURN_NS] = time.monotonic_ns()
+            self.slot[TURN_NS] = time.monotonic_ns()
+        if self.turned is not None:
+            self.turned()

@@ -29,6 +29,12 @@ class Loop(Protocol):
     slot: memoryview | None
     """Our place on the scoreboard; a loop that has a turn of its own stores the heartbeat (``TURN_NS``) there."""
 
+    has_turns: bool
+    """Does it say when a turn is over, and is everything that it serves done in one?"""
+
+    turned: Callable[[], None] | None
+    """To be called when a turn is over, before it waits."""
+
     complain: Complain
     """Where this loop, and all that it serves, says what is wrong."""
 

@@ -24,8 +24,11 @@ class OwnLoop:
 
     _wait: Callable[[float | None, int], Ready]
 
+    has_turns = True
+
     def __init__(self, slot: memoryview | None = None) -> None:
         self.slot = slot
+        self.turned: Callable[[], None] | None = None
         self.complain: Complain = to_stderr
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._deadlines = Deadlines()
@@ -102,6 +105,8 @@ class OwnLoop:
             now = monotonic()
             while (due := deadlines.pop_due(now)) is not None:
                 self._guarded(due)
+            if self.turned is not None:
+                self.turned()
             if once:
                 return
             ready = None

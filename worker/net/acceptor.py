@@ -88,9 +88,11 @@ class Acceptor:
         show: Callable[[bool], None],
         reserve: Reserve | None,
         turn_away: Accepted,
+        come: Callable[[], None],
     ) -> None:
         """
         Args:
+            come: Is told when those who were given to ``accepted`` one after the other are all.
             show: Is told whether we accept, whenever that changes; a gate that is closed changes nothing.
             reserve: For who accepts alone: to accept with when there are no descriptors left.  None: others accept on
                 these listeners, and who comes then is left to them.
@@ -98,6 +100,7 @@ class Acceptor:
         """
         self._loop = loop
         self._accepted = accepted
+        self._come = come
         self._before = before_accept
         self._gate = gate
         self._show = show
@@ -145,6 +148,7 @@ class Acceptor:
             for _ in range(_MOST_LAST):
                 if not self._accept(listener):
                     break
+            self._come()
         self.remove(name)
 
     def start(self) -> None:
@@ -204,9 +208,10 @@ class Acceptor:
         for _ in range(_BURST):
             if counters.open > gate.limit and gate.is_above():
                 self._hold_back(listener)
-                return
+                break
             if not listener.watched or not self._take(listener):
-                return
+                break
+        self._come()
 
     def _take(self, listener: Listener) -> bool:
         """Accept one, and rest if it has one of the last descriptors; False: no more now."""
@@ -287,6 +292,7 @@ class Acceptor:
                 self._rest(error)
             if taken is not None:
                 self._give(listener, *taken, give)
+                self._come()
             if error is not None:
                 return True
         return False
@@ -364,7 +370,8 @@ class Acceptor:
         os.set_blocking(listener.fd, False)  # as in _ready
         for _ in range(_BURST):
             if self._retry is not None or not self._take(listener):
-                return
+                break
+        self._come()
 
     def _pause_s(self, took: bool) -> float:
         """Until the next look.  None at all while we are the only one who takes anybody."""

@@ -13,6 +13,7 @@ from quiesce.worker.net import counters as figures
 from quiesce.worker.net.ending import FLUSHING, IDLE, SENDING, SKIPPING
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.moving import Moving
+from quiesce.worker.net.output import FLAGS, WITH_FIN
 
 _SAFE = (b"GET ", b"HEAD")
 _AT_ONCE_NS = 1_000_000
@@ -22,9 +23,11 @@ class Answering(Moving):
     """See above."""
 
     __slots__ = ()
+    _last_flags = WITH_FIN
 
     _decoder: LengthDecoder | ChunkedDecoder | None
     _parsing: bool
+    _unread: int
 
     # -- any thread that has the exchange ---------------------------------------------------------
 
@@ -47,6 +50,10 @@ class Answering(Moving):
             self.update_interest()
             self.arm(self.daemon.limits.send_timeout)
 
+    def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
+        """The response is complete: this is the whole of it."""
+        self.complete(exchange, keep, wire, b"", now)
+
     def complete(
         self, exchange: Exchange, keep: bool, data: bytes = b"", more: bytes = b"", now: float = 0.0
     ) -> None:
@@ -60,13 +67,15 @@ class Answering(Moving):
         with self.lock:
             if self.exchange is not exchange:
                 return
+            over = not keep and self._was_all(exchange)
+            at_once = over and daemon.in_loop()
             goes_on = (
                 keep and self._parsing and self._input and exchange.body_complete and daemon.moving is None
             )
-            if data and not (goes_on and self._another_follows(exchange) and self._hold(data)):
-                self._push(data, more)
-            sent = self.sent - self._reported
-            self._reported = self.sent
+            if data and (more or not (goes_on and self._another_follows(exchange) and self._hold(data))):
+                self._push(data, more, self._last_flags if at_once else FLAGS)
+            sent = self.sent
+            sent, self._reported = sent - self._reported, sent
             self.exchange = None
             # Counted before the state says so: the loop sees IDLE without the lock, and counts the next request.
             if keep and exchange.body_complete and not self._queue and not self.broken:
@@ -83,16 +92,27 @@ class Answering(Moving):
                     daemon.counters.response(exchange.status, sent, 0)
                 self.state = FLUSHING if not keep else SENDING if exchange.body_complete else SKIPPING
         # From here on the loop may have begun with the next request.
+        if at_once:
+            self._settle_all()  # before the log takes its time: what was sent waits for the FIN
         if daemon.access_log is not None and not self.probe:
             daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())
-        if quiet:
+        if quiet or at_once:
             return
         if not daemon.in_loop():
-            daemon.loop.call_soon_threadsafe(self._settle)
+            daemon.loop.call_soon_threadsafe(self._settle_all if over else self._settle)
         elif self.state is not IDLE:
             self._settle()
         elif not self._parsing:
             daemon.loop.call_soon_threadsafe(self._settle)
+
+    def _was_all(self, exchange: Exchange) -> bool:
+        """Has the client said that nothing follows its request (RFC 9112 §9.6), and sent nothing?
+
+        Not where it may still send a line end behind a body, as old ones did, and not in a drain: who has drained may
+        leave, and then nobody would see to it that its clients get the last of what we have said.
+        """
+        request = exchange.request
+        return not (request.keep_alive or request.length or self._input or self.daemon.closing)
 
     def _another_follows(self, exchange: Exchange) -> bool:
         """Is the next request there, so that its answer can take this one along?  16 small answers in one send cost
@@ -171,6 +191,13 @@ class Answering(Moving):
             self._resume()
         else:
             self.update_interest()
+
+    def _settle_all(self) -> None:
+        """The same after an answer that is the last because the client wanted it so."""
+        if self.state is FLUSHING and not (self._queue or self._unread or self.broken):
+            self.event(Event.OVER)
+        else:
+            self._settle()
 
     def _sent_all(self) -> None:
         self.state = IDLE  # the table's SENT

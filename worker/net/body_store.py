@@ -1,7 +1,6 @@
 """A request body that is collected before the application is called: memory, then an unlinked file."""
 
 import os
-from io import BytesIO
 from typing import IO
 
 
@@ -46,14 +45,14 @@ class BodyStore:
             data, self._parts = b"".join(self._parts), []
         self._file.write(data)
 
-    def take(self) -> IO[bytes]:
-        """The body at its beginning; the caller owns it.
+    def take(self) -> bytes | IO[bytes]:
+        """The body, or its file at its beginning, which the caller owns.
 
         Raises:
             OSError: The last of it cannot be written; the file is still ours.
         """
         if self._file is None:
-            return BytesIO(b"".join(self._parts))
+            return b"".join(self._parts)
         self._file.seek(0)  # writes what is buffered
         file, self._file = self._file, None
         return file

@@ -164,7 +164,7 @@ class Ending(Timed):
             head_only = self._input[:5] == b"HEAD "  # of a head that is no request, or not yet
         with self.lock:
             self._drop_body()
-        self.push(None, reply(rejected, self.daemon.date(), head_only=head_only))
+        self.push(None, reply(rejected, self.daemon.dates.date(), head_only=head_only))
         if not self.probe:
             self.daemon.counters.response(rejected.status, 0, 0)
 

@@ -7,7 +7,7 @@ in the application's place (408, 503), everything here goes on working and does 
 import os
 from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from quiesce.worker.core.request import Header, Request
 from quiesce.worker.core.response import Response
@@ -24,30 +24,22 @@ class Exchange:
     """Attributes for applications:
 
     request: The request.
-    body: The whole body, a binary file at 0, for applications that do not stream it; closed after the response.
     disconnected: Nothing that is written reaches anybody.
     on_writable: Called in the loop's thread when the queue has fallen to ``limits.low_water``.
     on_disconnect: Called in the loop's thread when the client has gone, or has said that it sends no more.
     """
 
-    # Defaults on the class: most requests change few of them, and storing twenty costs a microsecond.
-    body: IO[bytes] | None = None
-    since_ns = 0  # when the head was complete, CLOCK_MONOTONIC
-    status = 0  # 0 = start() was not called
-    started = False  # bytes of the head are out
-    finished = False
-    body_sent = 0
-    body_complete = True  # the request's; what comes behind it is the next request's
-    disconnected = False
+    # What each request asks for lies in slots, which cost next to nothing to fill and to read.  What few ask for has
+    # its default on the class, and comes into a dictionary when it is set: fifteen slots more would be felt.
+    __slots__ = (
+        "__dict__", "_connection", "_head", "_last", "_whole", "body_complete", "body_sent", "disconnected",
+        "finished", "request", "says_keep_alive", "since_ns", "started", "status",
+    )  # fmt: skip
     on_writable: Callable[[], None] | None = None
     on_disconnect: Callable[[], None] | None = None
     trailers = b""  # whole lines, behind the last chunk
     chunks = True  # False: what would go out in chunks is ended by the connection's end
-    says_keep_alive = False  # also where it goes without saying
-    _head: Head | None = None
-    _last = False  # our answer said, or will say, Connection: close
     _left = -1  # bytes that Content-Length still promises; -1 = none promised
-    _whole = -1  # the body's length, if the application let us know it early
     _chunked = False
     _no_body = False
     _on_body: Callable[[bytes, bool], None] | None = None
@@ -57,6 +49,17 @@ class Exchange:
     def __init__(self, connection: "Connection", request: Request) -> None:
         self._connection = connection
         self.request = request
+        self.since_ns = monotonic_ns()  # when the head was complete
+        self.body_complete = True  # the request's; what comes behind it is the next request's
+        self.body_sent = 0
+        self.status = 0  # 0 = start() was not called
+        self.started = False  # bytes of the head are out
+        self.finished = False
+        self.disconnected = False
+        self.says_keep_alive = False  # also where it goes without saying
+        self._head: Head | None = None
+        self._whole = -1  # the body's length, if the application let us know it early
+        self._last = False  # our answer said, or will say, Connection: close
 
     # -- the response -------------------------------------------------------------------
 
@@ -183,20 +186,24 @@ class Exchange:
     def _finish_plain(self, data: bytes) -> bool:
         """The usual case of :meth:`finish`: all of the body is here, and is as long as was said, if it was."""
         head = self._head
+        request = self.request
         size = len(data)
-        if head is None or self.request.method == "HEAD" or self._whole >= 0 or size > JOIN_BELOW:
+        if head is None or request.method == "HEAD" or self._whole >= 0 or size > JOIN_BELOW:
             return False
-        framing = b""
-        if head.length != size:
-            if not head.is_plain:
-                return False
-            framing = b"Content-Length: %d\r\n" % size
-        elif head.close or has_no_body(head.status):
+        if not head.is_plain and not (head.tells_length and head.length == size):
             return False
-        line = self._last_words(head)
         now = monotonic()
-        date = b"" if head.dated else self._connection.daemon.date_line(now)
-        self._answer(b"".join((head.lines, date, framing, line, b"\r\n", data)), size, now)
+        connection = self._connection
+        daemon = connection.daemon
+        wire = head.whole(daemon.dates.line(now), size)
+        if (
+            not (request.keep_alive and request.version == "1.1" and self.body_complete)
+            or self._last
+            or daemon.closing
+            or self.says_keep_alive
+        ):
+            wire = b"%s%s\r\n" % (wire[:-2], self._last_words(head))
+        self._answer(wire + data, size, now)
         return True
 
     def respond(self, response: Response) -> None:
@@ -204,36 +211,46 @@ class Exchange:
         if self.disconnected:
             self._close_body()
             return
-        head, body = response.head, response.body
+        head = response.head
+        body: bytes = response.body  # type: ignore[assignment]  # who calls has looked
         self.status = response.status
-        assert type(body) is bytes
-        if not head.is_plain or self.request.method == "HEAD":
+        request = self.request
+        if not head.is_plain or request.method == "HEAD":
             self._head = head
             self.finish(body)
             return
-        line = self._last_words(head)
-        now = monotonic()
-        date = self._connection.daemon.date_line(now)
+        connection = self._connection
+        daemon = connection.daemon
+        line = b""
+        if (
+            not (request.keep_alive and request.version == "1.1" and self.body_complete)
+            or self._last
+            or daemon.closing
+            or self.says_keep_alive
+        ):
+            line = self._last_words(head)
+        now, dates = monotonic(), daemon.dates
+        date = dates.current if now < dates.until else dates.line(now)
         cached = response._cached
         wire = cached[2] if cached[0] is date and cached[1] is line else response.wire(date, line)
-        self._answer(wire, len(body), now)
+        self.started = self.finished = True
+        self.body_sent = len(body)
+        if request.opened is not None:
+            request.opened.close()
+        connection.answer(self, not self._last, wire, now)
 
     def _last_words(self, head: Head) -> bytes:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""
-        request = self.request
-        if self._last or not request.keep_alive or not self.body_complete or self._connection.daemon.closing:
-            self._last = self._is_last(head)
-        elif request.version == "1.1" and not self.says_keep_alive:
-            return b""
+        self._last = self._is_last(head)
         return self._connection_line()
 
     def _answer(self, wire: bytes, size: int, now: float) -> None:
         """Send a whole response."""
         self.started = self.finished = True
         self.body_sent = size
-        if self.body is not None:
-            self.body.close()
-        self._connection.complete(self, not self._last, wire, b"", now)
+        if self.request.opened is not None:
+            self.request.opened.close()
+        self._connection.answer(self, not self._last, wire, now)
 
     def leave(self) -> None:
         """Whatever the answer says, it is this connection's last."""
@@ -319,6 +336,13 @@ class Exchange:
         if not self._paused:
             self._deliver()
 
+    def take_whole_body(self) -> bytes | None:
+        """The body, if all of it is there and nobody has begun to read it; nothing is left then."""
+        if not self.body_complete or self._on_body is not None:
+            return None
+        pending, self._pending = self._pending, None
+        return b"".join(pending) if pending else b""
+
     def pause_reading(self) -> None:
         """No ``on_body`` until :meth:`resume_reading`; the client is held up by TCP."""
         self._paused = True
@@ -392,18 +416,18 @@ class Exchange:
                 self._last = True
         self._left = length
         self._last = self._is_last(head)
-        date = b"" if head.dated else self._connection.daemon.date_line(monotonic())
+        date = b"" if head.dated else self._connection.daemon.dates.line(monotonic())
         return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
         self.finished = True
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
         self._connection.complete(self, not self._last, data, more)
 
     def _close_body(self) -> None:
-        if self.body is not None:
-            self.body.close()
+        if self.request.opened is not None:
+            self.request.opened.close()
 
     def _complain(self, what: str, exc: BaseException | None = None) -> None:
         daemon = self._connection.daemon

@@ -11,9 +11,9 @@ class HttpDate:
     """For any thread: two that make it at once make the same."""
 
     def __init__(self) -> None:
-        self._until = -inf  # of the clock that does not jump
+        self.until = -inf  # of the clock that does not jump
+        self.current = b""  # the whole line, until then
         self._date = b""
-        self._line = b""
 
     def date(self) -> bytes:
         """The value of the field (RFC 9110 §5.6.7)."""
@@ -22,13 +22,21 @@ class HttpDate:
 
     def line(self, now: float) -> bytes:
         """The field as a whole line.  ``now``: of CLOCK_MONOTONIC."""
-        if now >= self._until:
+        if now >= self.until:
             exact = time()
             then = gmtime(int(exact))  # not strftime: names of days are English, whatever the locale
             date = (
                 f"{_DAYS[then.tm_wday]}, {then.tm_mday:02} {_MONTHS[then.tm_mon - 1]} {then.tm_year} "
                 f"{then.tm_hour:02}:{then.tm_min:02}:{then.tm_sec:02} GMT"
             ).encode()
-            self._date, self._line = date, b"Date: %s\r\n" % date
-            self._until = now + 1 - exact % 1  # the next full second
-        return self._line
+            self._date, self.current = date, b"Date: %s\r\n" % date
+            self.until = now + 1 - exact % 1  # the next full second
+        return self.current
+
+
+class NoDate(HttpDate):
+    """For who has no clock (RFC 9110 §6.6.1): there is no such field."""
+
+    def __init__(self) -> None:
+        HttpDate.__init__(self)
+        self.until = inf

@@ -41,6 +41,7 @@ class Moving(Ending):
 
     def attend(self) -> None:
         """Serve it, from its first byte on."""
+        self._events = READ
         self.daemon.loop.watch(self.fd, self.ready, READ)
         self.arm(self.daemon.limits.header_timeout)
 
@@ -127,6 +128,7 @@ class Moving(Ending):
         if state is HEAD:
             allowed = self.allowed_s(IDLE)
             self._since = now + allowed if allowed else inf
+        self._events = READ
         self.daemon.loop.watch(self.fd, self.ready, READ)
 
     def go_on(self) -> None:

@@ -14,7 +14,8 @@ from time import monotonic
 
 Buffer = bytes | memoryview
 
-FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL  # whatever was done to O_NONBLOCK or SIGPIPE
+FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # whatever was done to O_NONBLOCK or SIGPIPE
+WITH_FIN = int(FLAGS | socket.MSG_MORE)  # goes out along with the FIN that follows at once, as one packet
 _AGAIN = (BlockingIOError, InterruptedError)
 _FILE_STEP = 1 << 20
 _MOST_BUFFERS = 64  # of one sendmsg; IOV_MAX is 1024
@@ -90,7 +91,7 @@ class Output:
         with self.lock:
             return self.exchange is not owner or self._push(data, more)
 
-    def _push(self, data: Buffer, more: Buffer) -> bool:
+    def _push(self, data: Buffer, more: Buffer, flags: int = FLAGS) -> bool:
         if self._held is not None:
             data, self._held = b"".join((*self._held, data)), None
         if more:
@@ -104,7 +105,7 @@ class Output:
             self.queued += len(data)
             return True  # it has heard of it
         try:
-            count = self.sock.send(data, FLAGS)
+            count = self.sock.send(data, flags)
         except _AGAIN:
             count = 0
         except OSError:

@@ -36,10 +36,13 @@ from quiesce.worker.net.exchange import Exchange
 if TYPE_CHECKING:
     from quiesce.worker.daemon import Daemon
 
-_RECV = 64 * 1024  # more is slower: the bytes object is allocated and shrunk each time
+RECV = 64 * 1024  # more is slower: the bytes object is allocated and shrunk each time
+DONTWAIT = int(socket.MSG_DONTWAIT)
 _AHEAD = 64 * 1024  # of pipelined input that is read while an application works
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _AGAIN = (BlockingIOError, InterruptedError)
+
+_UNWATCHED = READ | 1 << 30  # it will be read, but the loop has not been told of it
 
 _WITH_BODY = (BODY, STREAMING, SKIPPING)
 
@@ -79,9 +82,23 @@ class Connection(Answering):
         self._judged = 0  # bytes of a head that is not complete
         self._rested = 0.0  # when we last ceased to read
         self._unread = 0  # bytes that were thrown away
-        self._events = READ
+        self._events = _UNWATCHED
 
     # -- readiness ------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Serve it from its first byte on, which may be there already.
+
+        Who is answered now and leaves needs no place in the loop's set, and no timer.
+        """
+        if self.state is FRESH:
+            allowed = self.daemon.limits.header_timeout
+            self._deadline = monotonic() + allowed if allowed else inf
+            self.ready(READ)
+        if not self.closed:
+            self.update_interest()
+            if self._timer is None:
+                self.look_at_deadline(monotonic())
 
     def ready(self, events: int) -> None:
         """The loop's callback.  May come once more than is true."""
@@ -101,15 +118,19 @@ class Connection(Answering):
         state = self.state
         ahead = state is WORKING or state is SENDING  # then no more than _AHEAD is kept
         try:
-            data = self.sock.recv(max(_AHEAD - len(self._input), 1) if ahead else _RECV, socket.MSG_DONTWAIT)
+            data = self.sock.recv(max(_AHEAD - len(self._input), 1) if ahead else RECV, DONTWAIT)
         except _AGAIN:
             return
         except OSError:  # reset, or closed in this very turn
             self.event(Event.LOST)
             return
-        if not data:
+        if data:
+            self._take(data)
+        else:
             self._peer_done()
-            return
+
+    def _take(self, data: bytes) -> None:
+        """It has been read."""
         self._received += len(data)
         state = self.state
         if state is IDLE or state is FRESH or state is HEAD:
@@ -187,8 +208,11 @@ class Connection(Answering):
         if wanted != self._events:
             if (wanted ^ self._events) & READ:
                 self._rest(not wanted & READ)
+            if self._events == _UNWATCHED:
+                self.daemon.loop.watch(self.fd, self.ready, wanted)
+            else:
+                self.daemon.loop.rewatch(self.fd, wanted)
             self._events = wanted
-            self.daemon.loop.rewatch(self.fd, wanted)
 
     def _rest(self, begins: bool) -> None:
         """We do not read, or read again: a client has no part in that, and its rate does not fall by it."""
@@ -207,24 +231,19 @@ class Connection(Answering):
         while True:
             if data[:1] <= b"\r":  # CR, LF; what else is so low is refused by the parser
                 data = self._skip_empty_lines(data)
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
                 self._parsing = False
                 self._part(data)
                 return
-            end += 4
             try:
-                if end == len(data):
-                    request = daemon.parser.parse(data)
-                    self._input = b""
-                else:
-                    request = daemon.parser.parse(data[:end])
-                    self._input = data[end:]
+                request = daemon.parser.parse(data if end == len(data) else data[:end])
             except Rejected as rejected:
                 self._parsing = False
                 self._input = data  # so that we see what it was to be
                 self.refuse(rejected)
                 return
+            self._input = data[end:]
             request.scheme = self.scheme
             request.peer = self.peer
             request.local = self.local
@@ -237,7 +256,7 @@ class Connection(Answering):
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
                 exchange = self.exchange = Exchange(self, request)
-                daemon.call(exchange)
+                daemon.call(exchange, exchange.since_ns)
             else:
                 self._begin_body(request)
             if self._held is not None and self.state is not IDLE:
@@ -293,21 +312,25 @@ class Connection(Answering):
     def _begin_body(self, request: Request) -> None:
         daemon = self.daemon
         limits = daemon.limits
-        self._decoder = decoder(request.length, limits.body_bytes, limits.header_bytes)
-        self._continue = request.expects_continue and not self._input
+        data, length = self._input, request.length
+        streams = daemon.app.streams_body
+        if 0 < length <= len(data) and (streams or length <= limits.body_memory):
+            self._body_at_once(request, data, length)
+            return
+        self._decoder = decoder(length, limits.body_bytes, limits.header_bytes)
+        self._continue = request.expects_continue and not data
         self._since = self._rested = monotonic()
         self._read = 0
-        data, self._input = self._input, b""
+        self._input = b""
         exchange = Exchange(self, request)
-        exchange.since_ns = monotonic_ns()
         self.exchange = exchange
-        if not daemon.app.streams_body:
-            self.event(Event.REQUEST_BODY)
-            self._store = BodyStore(limits.body_memory)
-            self.arm(limits.body_timeout)
-            self._say_continue()
+        if not streams:
+            self.state = BODY  # the table's REQUEST_BODY
             if data:
                 self._body_data(data)
+            else:
+                self.arm(limits.body_timeout)
+                self._say_continue()
             return
         self.state = STREAMING  # the table's REQUEST_STREAM; what is there already goes along with the call
         exchange.body_complete = False
@@ -315,8 +338,24 @@ class Connection(Answering):
         if data:
             self._body_data(data)
         if self.exchange is exchange:
-            daemon.call(exchange)
+            daemon.call(exchange, exchange.since_ns)
         self.update_interest()
+
+    def _body_at_once(self, request: Request, data: bytes, length: int) -> None:
+        """The usual case: all of the body came along with the head.  It needs no decoder, no store and no deadline."""
+        if len(data) == length:
+            self._input = b""
+        else:
+            self._input = data[length:]
+            data = data[:length]
+        exchange = self.exchange = Exchange(self, request)
+        self._deadline = inf
+        self.state = WORKING  # the table's REQUEST_BODY or REQUEST_STREAM, then BODY_DONE
+        if self.daemon.app.streams_body:
+            exchange.take_body(data, True)
+        else:
+            request.content = data
+        self.daemon.call(exchange, exchange.since_ns)
 
     def _say_continue(self) -> None:
         if self._continue:
@@ -349,8 +388,8 @@ class Connection(Answering):
             self._read += len(data)
             if not decoder.done:
                 self._check_rate()
-            if self._store is not None and payload:
-                self._store.add(payload)
+            if payload and self.state is BODY:
+                self._keep(payload, decoder.done)
         except Rejected as rejected:
             self.refuse(rejected)
             return
@@ -364,6 +403,15 @@ class Connection(Answering):
         if self.state is STREAMING and self.exchange is not None:
             self.exchange.take_body(payload, False)
             self.update_interest()
+
+    def _keep(self, payload: bytes, is_last: bool) -> None:
+        """Put a part of the body to the others.  One that is all of it needs no store."""
+        memory = self.daemon.limits.body_memory
+        if self._store is None:
+            if is_last and len(payload) <= memory:
+                return
+            self._store = BodyStore(memory)
+        self._store.add(payload)
 
     def _cannot_keep(self, exc: OSError) -> None:
         """No room for the body (ENOSPC, EMFILE).  The client first: the log may be on the same disk."""
@@ -397,17 +445,20 @@ class Connection(Answering):
             exchange.take_body(payload, True)
             self.update_interest()
         else:
-            store = self._store
-            assert exchange is not None and store is not None
+            assert exchange is not None
             try:
-                exchange.body = exchange.request.file = store.take()
+                body = payload if self._store is None else self._store.take()
             except OSError as exc:
                 self._cannot_keep(exc)
                 return
+            if isinstance(body, bytes):
+                exchange.request.content = body
+            else:
+                exchange.request.opened = body
             self._store = None
             self.state = WORKING
             parsing, self._parsing = self._parsing, True
-            self.daemon.call(exchange)
+            self.daemon.call(exchange, monotonic_ns())
             self._parsing = parsing
             if not parsing:
                 self._resume()

@@ -204,8 +204,9 @@ def test_the_order_to_accept_comes_once_and_only_after_the_proof_or_by_force() -
 def test_a_worker_accepts_only_when_proven_or_forced(events: list[Event], forced: bool) -> None:
     state, proven, accepts = State.SPAWNED, False, 0
     for event in events:
+        unasked = state is State.READY and not forced  # nobody is let in there, at once or after a `resume`
         if event not in TRANSITIONS[state] or (
-            event is Event.ACCEPT_ASKED and state is State.READY and not forced
+            unasked and event in (Event.ACCEPT_ASKED, Event.QUIESCE_ASKED)
         ):
             continue
         state, actions = step(state, event)

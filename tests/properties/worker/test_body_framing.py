@@ -60,6 +60,28 @@ def test_any_bytes_get_the_same_verdict_in_any_cut(data: bytes, cuts: list[int])
     assert verdicts[0] == verdicts[1]
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"3\r\nabc\r\n", b"03\r\nabc\r\n", b"1\r\n\r\r\n", b"3;x\r\nabc\r\n", b"3\r\nabc\r", b"+3\r\n", b"0_3\r\n",
+             b"0\r\n\r\n", b"0\r\n", b"\r\n", b"a", b"00000000000003\r\nabc\r\n", b"0000000000000003\r\nabc\r\n",
+             b"1e\r\n"]
+        ),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_chunks_that_are_all_there_are_judged_like_their_bytes_one_by_one(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    verdicts: list[object] = []
+    for cut in ([data], [data[at : at + 1] for at in range(len(data))]):
+        made = ChunkedDecoder(7, 20)
+        try:
+            verdicts.append((*_feed(made, cut), made.done))
+        except Rejected as rejected:
+            verdicts.append(str(rejected))
+    assert verdicts[0] == verdicts[1]
+
+
 @given(st.integers(0, 10**30), st.integers(0, 5000))
 @example(10**18 - 1, 0)
 @example(10**18, 0)

@@ -233,3 +233,18 @@ def test_unready_is_one_flag_for_all_who_share_the_memory(board: Scoreboard) -> 
     assert not other.unready and not third.unready
     other.close()
     third.close()
+
+
+def test_a_request_that_runs_in_the_loop_is_busy_before_its_turn_is_over(board: Scoreboard) -> None:
+    slot = board.slot(2)
+    slot[Field.CONN_OPEN], slot[Field.CONN_IDLE] = 5, 5
+    figures = (Field.CONN_OPEN, Field.CONN_IDLE, Field.CONN_BUSY)
+    assert [board.reading(2, field) for field in figures] == [5, 5, 0]
+    slot[Field.IN_REQUEST_SINCE_NS] = 1
+    assert [board.reading(2, field) for field in figures] == [5, 4, 1]
+    slot[Field.CONN_IDLE], slot[Field.CONN_BUSY] = 2, 3  # it may be one of those
+    assert [board.reading(2, field) for field in figures] == [5, 2, 3]
+    slot[Field.CONN_OPEN] = slot[Field.CONN_IDLE] = slot[Field.CONN_BUSY] = (
+        0  # a probe's: no connection at all
+    )
+    assert [board.reading(2, field) for field in figures] == [0, 0, 0]
