@@ -72,7 +72,8 @@ class Drained(NamedTuple):
 class HandedOver(NamedTuple):
     """After ``quiesce`` or ``drain`` with a lane: each connection that could move by then has moved.
 
-    Said once for each of those orders, without a lane at once.  Busy ones follow when they fall idle.
+    Said once for each of those orders, without a lane at once; ``re`` names it, for one that another one overtakes is
+    answered then.  Busy ones follow when they fall idle.
     """
 
     moved: int = 0  # since the order

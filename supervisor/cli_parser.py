@@ -30,6 +30,11 @@ class Command(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Python 3.14 colours what it formats by what standard output is, and our usage goes to standard error.
+        self.color = False
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, self.format_usage())
 

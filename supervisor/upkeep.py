@@ -89,16 +89,21 @@ class Upkeep:
 
     def _after_death(self, generation: Generation, worker: Worker) -> None:
         self._vacate(generation, worker, died=True)
-        now = self._loop.now()
-        lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
-        verdict = backoff.after_death(generation.backoff, now, lived)
-        generation.backoff = verdict.backoff
+        verdict = self._hold_back(generation, worker)
         if verdict.loop_begins:
             self._owner.notice(
                 f"crash loop: {verdict.backoff.quick_deaths} workers of {generation.release.id} died at once, the last "
                 f"one because {worker.failure}; quiesce goes on trying, every {backoff.MAX_DELAY_S:.0f} s in the end; "
                 "deploy a fix with `quiesce upgrade` or go back with `quiesce rollback`"
             )
+
+    def _hold_back(self, generation: Generation, worker: Worker) -> backoff.Verdict:
+        """The sooner they end, the later their successors begin."""
+        now = self._loop.now()
+        lived = now - worker.accepting_since if worker.accepting_since is not None else 0.0
+        verdict = backoff.after_death(generation.backoff, now, lived)
+        generation.backoff = verdict.backoff
+        return verdict
 
     @staticmethod
     def _vacate(generation: Generation, worker: Worker, *, died: bool) -> None:
@@ -256,6 +261,9 @@ class Upkeep:
             return  # it has its order
         if worker.id not in self.replaced:
             self._log.info("worker is recycled", worker=worker.id, pid=worker.pid, reason=recycle.TOLD_TO_GO)
+            serving = self._owner.serving
+            if serving is not None and serving.workers.get(worker.number) is worker:
+                self._hold_back(serving, worker)  # somebody may send it to each that begins
             self._make_room_for_successor(worker)
         worker.tell(Replacing())
 

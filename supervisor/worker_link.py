@@ -39,20 +39,9 @@ from quiesce.supervisor.worker_evidence import MAX_KEPT_DETAIL_CHARS, Evidence
 from quiesce.supervisor.worker_lanes import WorkerLanes
 from quiesce.supervisor.worker_parts import House, Parts, Terms
 from quiesce.supervisor.worker_process import Process
-from quiesce.supervisor.worker_wire import Wire
+from quiesce.supervisor.worker_wire import SAID, Wire
 
 STOP_IDLE_S = 1.0  # so long a connection without a request may still begin one when the instance stops
-
-
-_WORDS: dict[type, Event] = {
-    msg.Hello: Event.SAID_HELLO,
-    msg.Ready: Event.SAID_READY,
-    msg.Accepting: Event.SAID_ACCEPTING,
-    msg.Quiesced: Event.SAID_QUIESCED,
-    msg.Resumed: Event.SAID_RESUMED,
-    msg.Drained: Event.SAID_DRAINED,
-    msg.Failed: Event.SAID_FAILED,
-}
 
 Watcher = Callable[["Worker", State, State], None]
 
@@ -324,7 +313,7 @@ class Worker:
             self._wishes_to_go = True
             self.on_wish(self)
             return
-        event = _WORDS.get(type(message))
+        event = SAID.get(type(message))
         if event is None:
             word = message.type if isinstance(message, msg.Unknown) else type(message).__name__
             self._house.log.warning("message skipped", worker=self.id, message=word)

@@ -8,7 +8,19 @@ from quiesce.shared.channel import Channel, Incoming
 from quiesce.shared.errors import FdPassingError, PeerClosed, ProtocolError
 from quiesce.shared.fdpass import close_all
 from quiesce.shared.logs import Log
+from quiesce.supervisor.core.lifecycle import Event
 from quiesce.supervisor.loop import READ, WRITE, Loop
+
+#: What a word of its means for its life.
+SAID: dict[type, Event] = {
+    msg.Hello: Event.SAID_HELLO,
+    msg.Ready: Event.SAID_READY,
+    msg.Accepting: Event.SAID_ACCEPTING,
+    msg.Quiesced: Event.SAID_QUIESCED,
+    msg.Resumed: Event.SAID_RESUMED,
+    msg.Drained: Event.SAID_DRAINED,
+    msg.Failed: Event.SAID_FAILED,
+}
 
 
 class Listener(Protocol):

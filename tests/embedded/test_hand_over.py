@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from embedded.serving import GET, Running, Setup, running
+from harness.gate import Gate
 from quiesce import Connection, Daemon, Request, Response
 from wire.serving import PATIENCE_S, read_reply, read_to_end
 
@@ -32,22 +33,17 @@ class Stage:
         return self.old.do(lambda: self.old.daemon.hand_over(sock))
 
 
-class Gate:
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.entered = threading.Event()
+@contextlib.contextmanager
+def staged(setup: Setup, gate: Gate | None = None, **options: Any) -> Iterator[Stage]:
+    """Two daemons; with a gate, /wait of the old one lies behind it."""
 
-    def __call__(self, request: Request) -> Response:
-        if request.path == "/wait":
-            self.entered.set()
-            assert self.opened.wait(PATIENCE_S)
+    def old_handler(request: Request) -> Response:
+        if request.path == "/wait" and gate is not None:
+            gate.wait()
         return Response("old")
 
-
-@contextlib.contextmanager
-def staged(setup: Setup, gate: Any = None, **options: Any) -> Iterator[Stage]:
     with (
-        running(setup, gate or (lambda request: Response("old"))) as old,
+        running(setup, old_handler) as old,
         running(setup, lambda request: Response("new"), **options) as new,
     ):
         stage = Stage(old, new)
@@ -95,11 +91,11 @@ def test_a_busy_one_moves_when_it_has_its_answer(threaded: Setup) -> None:
     with staged(threaded, gate) as stage, stage.old.connect() as client:
         stage.receive()
         client.sendall(WAIT)
-        assert gate.entered.wait(PATIENCE_S)
+        gate.wait_entered()
         # A seat whose thread is in the handler is told when it comes back.
         giver = threading.Thread(target=lambda: stage.hand_over(stage.ours))
         giver.start()
-        gate.opened.set()
+        gate.open()
         assert read_reply(client).body == b"old"
         giver.join(PATIENCE_S)
         stage.new.until(lambda: stage.new.daemon.connections == 1)

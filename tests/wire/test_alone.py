@@ -47,6 +47,7 @@ REQUESTS = (
 HELLO_GET = REQUESTS[0]
 SIZE = len(HELLO_GET)
 ONE_BY_ONE = [number * SIZE for number in range(1, 6)]
+_ZEROS = re.compile(rb"\0{9,}")
 _DATE = re.compile(rb"Date: [^\r]*\r\n")
 
 
@@ -117,6 +118,8 @@ class Played:
         self.fd = server.fileno()
         self.connection = self.daemon.add_connection(server, peer=("192.0.2.1", 5), local=("192.0.2.2", 80))
         self.said: list[bytes] = []
+        for request in REQUESTS[:-2] * 3:  # so that each of them has come before, also what ends a connection
+            self.daemon.parser.parse(request[: request.find(b"\r\n\r\n") + 4])
 
     def play(self, step: bytes | str) -> None:
         if step == "close":
@@ -170,7 +173,8 @@ class Played:
         ended = self.said[-1:] == [b"EOF"]
         said = b"".join(self.said[:-1] if ended else self.said)
         left = (connection.state, connection.busy, connection.served, connection.exchange, connection._input)
-        return _DATE.sub(b"", said), ended, fields, left, connection.sent, connection._reported
+        said = _ZEROS.sub(lambda zeros: b"(%d zeros)" % len(zeros[0]), _DATE.sub(b"", said))
+        return said, ended, fields, left, connection.sent, connection._reported
 
     def close(self) -> None:
         self.client.close()
@@ -202,6 +206,21 @@ def _pieces(requests: list[bytes], cuts: list[int], said: str) -> Iterator[bytes
 @example([*[HELLO_GET] * 3, *[REQUESTS[9]] * 4, HELLO_GET], [*ONE_BY_ONE, 4 * SIZE + 3, 5 * SIZE + 6], "")
 @settings(max_examples=60, deadline=None)
 def test_both_ways_lead_to_the_same(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:
+    _compare(app, requests, cuts, said)
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("request_", sorted(set(REQUESTS)))
+def test_both_ways_lead_to_the_same_for_what_came_before(app: str, request_: bytes) -> None:
+    """The first one of a connection goes the long way, whatever it is."""
+    ends = [SIZE + number * len(request_) for number in range(4)]
+    _compare(app, [HELLO_GET, *[request_] * 4], ends, "")
+    head = request_.find(b"\r\n\r\n") + 4
+    if 4 <= head < len(request_):  # and then comes its body
+        _compare(app, [HELLO_GET, *[request_] * 4], [*ends, *(end + head for end in ends)], "")
+
+
+def _compare(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:
     results = []
     for kind in (Connection, Alone, *([Direct] if app == "native" else [])):
         played = Played(kind, APPS[app]())

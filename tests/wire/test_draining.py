@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.gate import Gate
 from quiesce import Request, Response
 from quiesce.worker.apps.wsgi import WsgiApp
 from quiesce.worker.core.connection import Event, State
@@ -22,18 +23,15 @@ from wire.serving import PATIENCE_S, Served, bench, read_reply, read_to_end, ser
 from wire.test_answers import GET, hello
 
 
-class Gate:
-    """A handler that waits under /wait until it is opened."""
+def hello_behind(gate: Gate) -> Callable[[Request], Response]:
+    """A handler whose /wait lies behind the gate."""
 
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.entered = threading.Event()
-
-    def __call__(self, request: Request) -> Response:
+    def handler(request: Request) -> Response:
         if request.path == "/wait":
-            self.entered.set()
-            assert self.opened.wait(20)
+            gate.wait()
         return Response(b"Hello")
+
+    return handler
 
 
 WAIT = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -105,12 +103,12 @@ def test_pipelined_behind_the_last_answer_is_not_answered_and_not_reset() -> Non
 
 def test_running_request_is_finished() -> None:
     gate = Gate()
-    with serving(gate, threads=2) as served, served.connect() as sock:
+    with serving(hello_behind(gate), threads=2) as served, served.connect() as sock:
         sock.sendall(WAIT)
-        assert gate.entered.wait(20)
+        gate.wait_entered()
         drained = drain(served)
         assert served.daemon.busy == 1 and not drained.is_set()
-        gate.opened.set()
+        gate.open()
         reply = read_reply(sock)
         assert (reply.body, reply.get("connection")) == (b"Hello", "close")
         sock.close()
@@ -120,13 +118,13 @@ def test_running_request_is_finished() -> None:
 
 def test_deadline_ends_idle_and_half_heads_and_running_requests_politely() -> None:
     gate = Gate()
-    with serving(gate, threads=2) as served:
+    with serving(hello_behind(gate), threads=2) as served:
         idle, fresh, half, running = (served.connect() for _ in range(4))
         idle.sendall(GET)
         read_reply(idle)
         half.sendall(b"GET / HT")
         running.sendall(WAIT)
-        assert gate.entered.wait(20)
+        gate.wait_entered()
         served.until(lambda: served.daemon.open == 4 and served.daemon.busy == 2)
         drained = drain(served, 0.05)
         assert read_to_end(idle) == b"" and read_to_end(fresh) == b""
@@ -137,20 +135,20 @@ def test_deadline_ends_idle_and_half_heads_and_running_requests_politely() -> No
             sock.close()
         assert drained.wait(20)
         assert served.daemon.cut == 2
-        gate.opened.set()  # its answer comes too late, and hurts nobody
+        gate.open()  # its answer comes too late, and hurts nobody
 
 
 def test_who_asks_nothing_is_ended_and_nobody_else() -> None:
     """``stop``: nobody is left to hand them over to."""
     gate = Gate()
-    with serving(gate, threads=2) as served:
+    with serving(hello_behind(gate), threads=2) as served:
         idle, fresh, half, running, late = (served.connect() for _ in range(5))
         for sock in (idle, late):
             sock.sendall(GET)
             read_reply(sock)
         half.sendall(b"GET / HT")
         running.sendall(WAIT)
-        assert gate.entered.wait(PATIENCE_S)
+        gate.wait_entered()
         served.until(lambda: (served.daemon.open, served.daemon.busy) == (5, 2))
         drained = drain(served, PATIENCE_S)
 
@@ -160,7 +158,7 @@ def test_who_asks_nothing_is_ended_and_nobody_else() -> None:
 
         served.do(end)
         assert read_to_end(idle) == b"" and read_to_end(fresh) == b""
-        gate.opened.set()
+        gate.open()
         half.sendall(b"TP/1.1\r\nHost: a\r\n\r\n")
         for sock in (half, running, late):
             reply = read_reply(sock)
@@ -289,14 +287,14 @@ def test_answer_while_the_503_is_made_is_not_sent_too(monkeypatch: pytest.Monkey
         tried.set()
 
     def answer_now() -> None:
-        gate.opened.set()
+        gate.open()
         assert tried.wait(PATIENCE_S)
 
     monkeypatch.setattr(Daemon, "_call", noted)
     _when_ending(monkeypatch, "_say", answer_now)
-    with serving(gate, threads=2) as served, served.connect() as sock:
+    with serving(hello_behind(gate), threads=2) as served, served.connect() as sock:
         sock.sendall(WAIT)
-        assert gate.entered.wait(PATIENCE_S)
+        gate.wait_entered()
         drained = drain(served, 0.0)
         data = read_to_end(sock)
         assert data.startswith(b"HTTP/1.1 503 ") and data.count(b"HTTP/1.1") == 1
@@ -350,16 +348,16 @@ def test_half_close_behind_pipelined_requests_does_not_drop_them(monkeypatch: py
     real = Ending.event
 
     def late(self: Ending, event: Event, *args: Any) -> None:
-        if event is Event.PEER_DONE and not gate.opened.is_set():
-            gate.opened.set()
+        if event is Event.PEER_DONE and not gate.is_open:
+            gate.open()
             assert answered.wait(PATIENCE_S)
         real(self, event, *args)
 
     monkeypatch.setattr(Connection, "complete", noted)
     monkeypatch.setattr(Ending, "event", late)
-    with serving(gate, threads=2) as served, served.connect() as sock:
+    with serving(hello_behind(gate), threads=2) as served, served.connect() as sock:
         sock.sendall(WAIT)
-        assert gate.entered.wait(PATIENCE_S)
+        gate.wait_entered()
         sock.sendall(GET)
         sock.shutdown(socket.SHUT_WR)
         assert read_to_end(sock).count(b"HTTP/1.1 200") == 2

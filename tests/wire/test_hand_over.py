@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.gate import Gate
 from quiesce import Response
 from quiesce.shared.fdpass import send_fds
 from quiesce.shared.scoreboard import Field
@@ -45,21 +46,12 @@ def encode(records: list[Record]) -> bytes:
     return packet([write(record) for record in records])
 
 
-class Gate:
-    """What /wait waits for."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.entered = threading.Semaphore(0)
-
-
 def make(kind: str, name: bytes, gate: Gate, **options: Any) -> Served:
-    """A daemon whose application answers with its name."""
+    """A daemon whose application answers with its name; its /wait lies behind the gate."""
 
     def body(path: str) -> bytes:
         if path == "/wait":
-            gate.entered.release()
-            assert gate.opened.wait(PATIENCE_S)
+            gate.wait()
         return bytes(BIG_BYTES) if path == "/big" else name
 
     if kind == "native":
@@ -149,7 +141,7 @@ class Stage:
         return side.do(lambda: side.daemon.counters.slot[field])
 
     def close(self) -> None:
-        self.gate.opened.set()
+        self.gate.open()
         self.old.close()
         self.new.close()
         self.reader.close()
@@ -207,11 +199,11 @@ def test_an_idle_connection_moves_and_is_answered_there_on_the_same_socket(kind:
 def test_a_busy_one_moves_when_it_falls_idle(kind: str) -> None:
     with staged(kind) as stage, stage.old.connect() as client:
         client.sendall(WAIT)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         moved = stage.hand_over()
         if kind != "native":  # there the loop's own thread is in the handler
             assert moved.figures() == (0, 1)
-        stage.gate.opened.set()
+        stage.gate.open()
         reply = read_reply(client)
         assert (reply.body, reply.get("connection")) == (b"old", None)
         stage.arrived(1)
@@ -247,11 +239,11 @@ def test_the_next_request_of_a_busy_one_is_answered_there_however_quick_it_is(ki
     """It is in the socket before the loop hears that the one before it was answered by a thread."""
     with staged(kind) as stage, stage.old.connect() as client:
         client.sendall(WAIT)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         assert stage.hand_over().figures() == (0, 1)
 
         def hold_the_loop() -> None:
-            stage.gate.opened.set()
+            stage.gate.open()
             assert read_reply(client).body == b"old"
             client.sendall(GET)
 
@@ -306,9 +298,9 @@ def test_what_is_pipelined_behind_an_answer_is_answered_there_in_order_and_once(
 
     with staged(kind) as stage, stage.old.connect() as client:
         client.sendall(WAIT + b"".join(map(numbered, range(50))) + GET[:10])
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         stage.hand_over().figures()
-        stage.gate.opened.set()
+        stage.gate.open()
         bodies, rest = read_bodies(client, 51)
         assert bodies == [b"old"] + [b"new"] * 50
         client.sendall(GET[10:])
@@ -326,7 +318,7 @@ def test_what_is_pipelined_behind_an_answer_given_inline_is_not_parsed_here_any_
         def handle(exchange: Any) -> None:
             if exchange.request.path == "/wait":
                 stage.old.daemon.hand_over_to(target)
-                stage.gate.opened.set()
+                stage.gate.open()
             answer(exchange)
 
         stage.old.daemon.app.handle = handle  # type: ignore[method-assign]
@@ -370,13 +362,13 @@ def test_more_input_than_travels_is_worked_off_first() -> None:
     count = 2 * MAX_INPUT_BYTES // len(request) + 5
     with staged("wsgi") as stage, stage.old.connect() as client:
         client.sendall(WAIT)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         client.sendall(request * count)
         (connection,) = stage.old.do(lambda: list(stage.old.daemon.roster.all))
         stage.old.until(lambda: len(connection._input) == count * len(request))
         stage.hand_over()
         stage.old.until(lambda: stage.old.daemon.moving is not None)
-        stage.gate.opened.set()
+        stage.gate.open()
         bodies, _ = read_bodies(client, count + 1)
         here = bodies.count(b"old")
         assert bodies == [b"old"] * here + [b"new"] * (count + 1 - here)
@@ -625,13 +617,13 @@ def test_one_that_fell_idle_while_nobody_could_go_is_not_forgotten() -> None:
     """Nobody is told of it then, so all are looked at again."""
     with staged("wsgi") as stage, stage.old.connect() as client:
         client.sendall(WAIT)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         others = stage.idle(2)
         target = stage.target(Refusing)
         target.times = 10**9  # type: ignore[attr-defined]
         moved = stage.hand_over(target)
         stage.old.until(lambda: target.tried > 0 and stage.old.daemon.moving is None)  # type: ignore[attr-defined]
-        stage.gate.opened.set()
+        stage.gate.open()
         assert read_reply(client).body == b"old"
         target.times = 0  # type: ignore[attr-defined]
         assert moved.figures() == (3, 0)
@@ -641,12 +633,12 @@ def test_one_that_fell_idle_while_nobody_could_go_is_not_forgotten() -> None:
 def test_pipelined_input_of_one_that_cannot_go_is_answered_here() -> None:
     with staged("wsgi") as stage, stage.old.connect() as client:
         client.sendall(WAIT + GET * 20)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         target = stage.target(Refusing)
         target.times = 10**9  # type: ignore[attr-defined]
         stage.hand_over(target)
         stage.old.until(lambda: stage.old.daemon._mover.target is target)
-        stage.gate.opened.set()
+        stage.gate.open()
         assert read_bodies(client, 21)[0] == [b"old"] * 21
 
 
@@ -837,7 +829,7 @@ def test_a_drain_with_somebody_to_hand_over_to_closes_nobody() -> None:
     with staged("wsgi") as stage:
         busy = stage.old.connect()
         busy.sendall(WAIT)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         idle = stage.idle(3)
         target, moved, drained = stage.target(), Moved(), threading.Event()
 
@@ -848,7 +840,7 @@ def test_a_drain_with_somebody_to_hand_over_to_closes_nobody() -> None:
         stage.old.do(begin)
         assert moved.figures() == (3, 1)
         assert not drained.is_set()
-        stage.gate.opened.set()
+        stage.gate.open()
         reply = read_reply(busy)
         assert (reply.body, reply.get("connection")) == (b"old", None)
         assert drained.wait(PATIENCE_S)
@@ -886,7 +878,7 @@ def test_a_drain_that_gets_another_lane_says_close_to_nobody() -> None:
                 stage.old.loop.call_soon_threadsafe(lambda: daemon.hand_over_to(second))
                 daemon.hand_over_to(first)
                 daemon.drain(PATIENCE_S, lambda: None)
-                stage.gate.opened.set()
+                stage.gate.open()
             answer(exchange)
 
         daemon.app.handle = handle  # type: ignore[method-assign]
@@ -906,7 +898,7 @@ def test_a_lane_that_ends_while_the_order_for_another_one_waits_costs_nobody(pip
 
     with staged("wsgi", before_accept=before) as stage, stage.old.connect() as client:
         client.sendall(WAIT + GET * pipelined)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         daemon, moved = stage.old.daemon, Moved()
         ended, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         first, second = Target("first", ended, other.detach()), stage.target()
@@ -918,7 +910,7 @@ def test_a_lane_that_ends_while_the_order_for_another_one_waits_costs_nobody(pip
             orders.append(lambda: daemon.hand_over_to(second, moved))
 
         stage.old.do(begin)
-        stage.gate.opened.set()
+        stage.gate.open()
         assert read_bodies(client, 1 + pipelined)[0] == [b"old"] + [b"new"] * pipelined
         assert moved.figures() == (1, 0)
         assert ask(client) == b"new"
@@ -954,12 +946,12 @@ def test_who_accepts_again_after_a_drains_end_serves_what_comes_by_a_lane() -> N
 def test_resume_keeps_those_who_are_here() -> None:
     with staged("wsgi") as stage, stage.old.connect() as client:
         client.sendall(WAIT)
-        assert stage.gate.entered.acquire(timeout=PATIENCE_S)
+        stage.gate.wait_entered()
         assert stage.hand_over().figures() == (0, 1)
         before = stage.old.do(stage.old.daemon.descriptors)
         stage.old.do(stage.old.daemon.resume)
         assert len(stage.old.do(stage.old.daemon.descriptors)) == len(before) - 3
-        stage.gate.opened.set()
+        stage.gate.open()
         assert read_reply(client).body == b"old"
         assert ask(client) == b"old"
         assert stage.old.ask(GET).body == b"old"

@@ -59,7 +59,7 @@ def test_one_that_dies_while_its_successor_comes_has_left_its_place_already(hous
     house.turn_for(0.2)
     assert restarts(house) == {"r1/2": 0, "r1/3": 0}
     house.ask("scale", workers=3)
-    assert restarts(house)["r1/4"] == 0
+    house.until(lambda: restarts(house).get("r1/4") == 0)
 
 
 def test_each_place_has_its_own_count_where_nobody_can_be_started_for_a_while(house: House) -> None:

@@ -62,6 +62,21 @@ def test_all_that_are_told_at_once_are_replaced_together(house: House) -> None:
     well(house)
 
 
+def test_who_is_told_to_go_as_soon_as_it_accepts_is_replaced_less_and_less_often(house: House) -> None:
+    """A watchdog whose limit is below what one needs: it must not keep a processor busy with imports."""
+    house.start(house.release("v1"), workers=1)
+    serving = house.service.serving
+    assert serving is not None
+    for number in (1, 2, 3):
+        told_to_go(house, f"r1/{number}")
+        gone(house, f"r1/{number}")
+    assert serving.backoff.quick_deaths == 3 and "crash loop" not in house.log()
+    told_to_go(house, "r1/4")
+    assert serving.backoff.not_before > house.loop.now() + 0.5
+    assert serving.accepting() == 1, "it serves on until then"
+    assert house.service.upkeep.replaced == {"r1/4"}
+
+
 def test_while_nobody_accepts_its_successor_does_not_either(house: House) -> None:
     house.start(house.release("v1", holds=10), workers=2)
     house.did("quiesce", what="all")
