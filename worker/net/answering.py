@@ -15,8 +15,8 @@ from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.moving import Moving
 from quiesce.worker.net.output import FLAGS, WITH_FIN
 
-_SAFE = (b"GET ", b"HEAD")
-_AT_ONCE_NS = 1_000_000
+SAFE = (b"GET ", b"HEAD")
+AT_ONCE_NS = 1_000_000
 
 
 class Answering(Moving):
@@ -126,10 +126,10 @@ class Answering(Moving):
         following = self._input
         return (
             self.daemon.is_inline
-            and following[:4] in _SAFE
+            and following[:4] in SAFE
             and following.find(b"\r\n\r\n") > 0
             and exchange.request.method in ("GET", "HEAD")
-            and monotonic_ns() - exchange.since_ns < _AT_ONCE_NS
+            and monotonic_ns() - exchange.since_ns < AT_ONCE_NS
         )
 
     def abort(self, exchange: Exchange) -> None:
