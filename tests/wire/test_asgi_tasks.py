@@ -391,6 +391,28 @@ def test_a_body_that_is_no_bytes_is_an_error_that_the_application_can_mend(serve
     assert serve(app).ask(GET).body == b"bytes"
 
 
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_headers_of_any_kind(serve: Serve, kind: Callable[[Any], Any]) -> None:
+    """The second time they may be remembered."""
+    name, value = b"x-a", b"1"
+    pairs: dict[str, list[Any]] = {
+        "/tuples": [(name, value)],
+        "/lists": [[name, value]],
+        "/mutable": [(bytearray(name), bytearray(value))],
+        "/text": [("x-a", "1")],
+        "/injected": [(name, b"1\r\nx-b: 2")],
+    }
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await say(send, "ok", headers=kind(pairs[scope["path"]]))
+
+    served = serve(app)
+    for path in list(pairs) * 2:
+        reply = served.ask(GET.replace(b"/", path.encode(), 1))
+        expected = (500, None) if path in ("/text", "/injected") else (200, "1")
+        assert (reply.status, reply.get("x-a")) == expected and reply.get("x-b") is None
+
+
 def test_the_scope_is_the_applications_own(serve: Serve) -> None:
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         shown = repr(scope)

@@ -38,12 +38,12 @@ class Direct(Alone):
         except OSError:  # and it is tried once more, by who knows what then is to be done
             Alone.ready(self, events)
             return
-        request = daemon.parser.memo.recall(data)
-        if request is None or request.length or not request.keep_alive or request.method == "HEAD":
-            if data:
-                self._take(data)
-            else:
-                self._peer_done()
+        memo = daemon.parser.memo
+        request = memo.recall(data)
+        if request is None and data.find(b"\r\n\r\n") + 4 == len(data):
+            request = memo.by_lines(data)
+        if request is None or request.length:
+            self._go_long(data, request)
             return
         request.scheme = self.scheme
         request.peer = self.peer
@@ -70,6 +70,8 @@ class Direct(Alone):
             or type(response.body) is not bytes
             or response.path is not None
             or not response.head.is_plain
+            or not request.keep_alive
+            or request.method == "HEAD"
             or daemon.closing
         ):
             self._answer_by_exchange(request, since_ns, response)

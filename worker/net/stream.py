@@ -243,14 +243,7 @@ class Connection(Answering):
                 self.refuse(rejected)
                 return
             self._input = data[end:]
-            request.scheme = self.scheme
-            request.peer = self.peer
-            request.local = self.local
-            if not self.probe:
-                daemon.counters.request(self._received, not self.busy)
-                self._received = 0
-                self.busy = True
-            self.served += 1
+            self._take_up(request)
             if request.length == 0:
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
@@ -271,6 +264,17 @@ class Connection(Answering):
                 self._resume()
             elif self._eof:
                 self.event(Event.PEER_DONE)
+
+    def _take_up(self, request: Request) -> None:
+        """It is this connection's next one."""
+        request.scheme = self.scheme
+        request.peer = self.peer
+        request.local = self.local
+        self.served += 1
+        if not self.probe:
+            self.daemon.counters.request(self._received, not self.busy)
+            self._received = 0
+            self.busy = True
 
     def _next(self) -> bytes:
         """Input behind an answer that was given at once; b"": that is for later, or for nobody here."""
