@@ -352,16 +352,21 @@ class Daemon:
 
     def _accepted(self, sock: socket.socket, peer: Address, local: Address, listener: Listener) -> None:
         limits = self.limits
-        connection = self.connect(self, sock, peer, local, "http", False)
+        connection = self.welcome(sock, peer, local)
         connection.listener = listener.name
-        self.roster.add(connection)
-        self._fresh.append(connection)
         full = self.counters.open > limits.connections > 0
         full = self.roster.count_ip(connection, peer) > limits.connections_per_ip or full
         self.counters.count(figures.ACCEPTED)
         if full:
             self.counters.count(figures.REFUSED)
             connection.refuse(Rejected(503, "too many connections", retry_after_s=1))
+
+    def welcome(self, sock: socket.socket, peer: Address, local: Address) -> Connection:
+        """Serve one that our acceptor has just given to ``accepted``, which is done when it has given all there are."""
+        connection = self.connect(self, sock, peer, local, "http", False)
+        self.roster.add(connection)
+        self._fresh.append(connection)
+        return connection
 
     def _look_at_fresh(self) -> None:
         """Those who were accepted may have sent their requests already."""

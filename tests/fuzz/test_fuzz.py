@@ -40,7 +40,7 @@ def _program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_target_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "_VISIBLE", bytes(range(0x21, 0x7F)))
+    monkeypatch.setattr(http1, "_TARGET", bytes(i if 0x21 <= i < 0x7F else i ^ 0x80 for i in range(256)))
     with pytest.raises(AssertionError):
         fuzz_request.run(seed=1, count=3000)
 

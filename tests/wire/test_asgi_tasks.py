@@ -18,6 +18,7 @@ import pytest
 
 from quiesce.shared.scoreboard import SLOT_FIELDS, Field
 from quiesce.worker.apps.asgi import AsgiApp
+from quiesce.worker.core.limits import Limits
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.loops.eager_tasks import starter
 from wire.asgi_serving import CHUNKED, GET, POST, Message, Receive, Send, Serve, ask_all, say, whole_body
@@ -429,8 +430,9 @@ def test_what_a_task_answers_is_counted_at_once(loop: AsyncioLoop, paths: str) -
         if scope["path"] == "/waits":
             await goes_on.wait()
 
-    # Without a heartbeat, after which the figures would be right anyway.
-    served = Served(AsgiApp(app, loop), loop=loop, slot=board.slot, heartbeat=False)
+    # Without a heartbeat and a timer, after which the figures would be right anyway.
+    limits = Limits(header_timeout=100.0, idle_timeout=100.0)
+    served = Served(AsgiApp(app, loop), loop=loop, slot=board.slot, heartbeat=False, limits=limits)
     try:
         with served.connect() as sock:
             sock.sendall(b"".join(GET.replace(b"/", path.encode(), 1) for path in paths.split()))

@@ -26,10 +26,11 @@ FIELDS = (
     "Cookie: b=2", "Authorization: Basic eA==", "X-Forwarded-For: real", "X_Forwarded_For: spoofed", "X: \xe9",
     "Empty:", "Content-Type: text/x", "Content_Type: text/odd", "Wsgi.input: x", "Remote-Addr: 9.9.9.9",
 )  # fmt: skip
-Ends = tuple[Address, Address]
+Ends = tuple[Address, Address, str]
 ENDS: tuple[Ends, ...] = (
-    (("127.0.0.1", 5), ("127.0.0.2", 80)), (("127.0.0.1", 6), ("127.0.0.2", 80)), (("::1", 7), ("::1", 81)),
-    (None, None),
+    (("127.0.0.1", 5), ("127.0.0.2", 80), "http"), (("127.0.0.1", 6), ("127.0.0.2", 80), "https"),
+    (("127.0.0.1", 6), ("127.0.0.3", 80), "http"), (("::1", 7), ("::1", 81), "http"), (None, None, "http"),
+    (None, None, "https"),
 )  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def heads(draw: st.DrawFn) -> str:
     return "\r\n".join((draw(st.sampled_from(LINES)), *fields, "", ""))
 
 
-def wanted(head: str, peer: Address, local: Address) -> Environ:
+def wanted(head: str, peer: Address, local: Address, scheme: str) -> Environ:
     """PEP 3333, and what is in our manual beside it, from the text of a head."""
     line, *fields = head.removesuffix("\r\n\r\n").split("\r\n")
     method, target, version = line.split(" ")
@@ -49,7 +50,7 @@ def wanted(head: str, peer: Address, local: Address) -> Environ:
     environ: Environ = {
         "REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": query, "RAW_URI": target,
         "REQUEST_URI": target, "SERVER_PROTOCOL": version, "SERVER_SOFTWARE": "quiesce", "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http", "wsgi.errors": sys.stderr, "wsgi.multithread": False, "wsgi.multiprocess": True,
+        "wsgi.url_scheme": scheme, "wsgi.errors": sys.stderr, "wsgi.multithread": False, "wsgi.multiprocess": True,
         "wsgi.run_once": False, "wsgi.input_terminated": True, "wsgi.file_wrapper": FileWrapper,
     }  # fmt: skip
     for field in fields:
@@ -65,7 +66,7 @@ def wanted(head: str, peer: Address, local: Address) -> Environ:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
     else:
         environ["SERVER_NAME"], _, port = environ["HTTP_HOST"].partition(":")
-        environ["SERVER_PORT"] = port or "80"
+        environ["SERVER_PORT"] = port or ("443" if scheme == "https" else "80")
         environ["REMOTE_ADDR"] = ""
     return environ
 
@@ -88,11 +89,11 @@ class Listening:
         return []
 
 
-def say(daemon: Daemon, head: str, peer: Address, local: Address) -> None:
+def say(daemon: Daemon, head: str, peer: Address, local: Address, scheme: str) -> None:
     """By a connection of its own."""
     client, server = socket.socketpair()
     with client:
-        connection = daemon.add_connection(server, peer=peer, local=local)
+        connection = daemon.add_connection(server, peer=peer, local=local, scheme=scheme)
         client.sendall(head.encode("latin-1"))
         connection.ready(READ)
         assert client.recv(100).startswith(b"HTTP/1.1 204 ")

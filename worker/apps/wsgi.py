@@ -263,8 +263,6 @@ class _Call:
                 exc_info = None  # a cycle through the frame
         elif exchange.status:
             raise AssertionError("start_response was called twice without exc_info")
-        if exchange.started:
-            raise BadResponse("the response has begun; its head cannot be said again")
         if type(headers) is not list:
             headers = list(headers)
         try:

@@ -16,8 +16,8 @@ from quiesce.worker.core.request import Header, Request, TargetParts, split_targ
 
 Line = tuple[str, bytes, TargetParts]
 """Of an HTTP/1.1 request: method, target, and the target's parts."""
-Known = tuple[str, bytes, TargetParts, list[Header], tuple[int, bool] | None]
-"""A whole head: its line and fields; the body's length and whether the connection is kept, if not as usual."""
+Known = tuple[str, bytes, TargetParts, list[Header], int, bool]
+"""A whole head: its line and fields, the body's length, and whether the connection is kept."""
 
 _MOST = 1000
 _LONGEST = 256  # longer lines are not kept: a thousand as long as a head would be 32 MB
@@ -35,6 +35,7 @@ DECIDING = frozenset(
 SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))  # not to stay in memory
 # translate() changes each control character but HTAB.  It is fastest so, and gives the same object if there is none.
 _NO_CONTROL = bytes(i ^ 1 if (i < 32 and i != 9) or i == 127 else i for i in range(256))
+_HTAB = 9
 _new = Request.__new__
 
 
@@ -67,7 +68,7 @@ class _Fields(dict[bytes, Header]):
         header = lower, value.strip(b" \t")
         known: dict[bytes, Header] = self
         if lower in DECIDING:
-            if b"\t" in value:  # llhttp takes none behind a coding
+            if _HTAB in value:  # llhttp takes none behind a coding
                 raise _Doubt
             if lower != b"connection" or header[1].lower() != b"keep-alive":  # which goes without saying
                 self.deciding.append(header)
@@ -89,7 +90,7 @@ class HeadMemo:
 
     Args:
         names: Names of fields, as sent, to lower case: who is in it was found to be a token.
-        judge_line: A request line to its method, target and version; None if it is not good.
+        judge_line: A request line to its method, target and version; raises Rejected.
         settle: Tells a request, of HTTP/1.1 and in origin-form, what its fields decide; raises Rejected.
     """
 
@@ -97,11 +98,12 @@ class HeadMemo:
         self,
         limits: Limits,
         names: Mapping[bytes, bytes],
-        judge_line: Callable[[bytes], tuple[str, bytes, str] | None],
+        judge_line: Callable[[bytes], tuple[str, bytes, str]],
         settle: Callable[[Request, list[Header]], None],
     ) -> None:
         self._header_bytes = limits.header_bytes
         self._most_parts = limits.header_count + 3
+        self._line_bytes = limits.line_bytes
         self._judge_line = judge_line
         self._settle = settle
         self._heads: dict[bytes, Known] = {}  # short ones, all of whose lines came before
@@ -117,27 +119,19 @@ class HeadMemo:
         known = self._heads.get(head)
         if known is None:
             return None
-        # As Request() would: two calls less in what every second client's every request comes by.
+        # As Request() would: a call less in what every second client's every request comes by.
         request = _new(Request)
-        request.method, request.target, request._parts, headers, decided = known
+        request.method, request.target, request._parts, headers, request.length, request.keep_alive = known
         request.headers = headers.copy()
         request.version = "1.1"
         request.scheme = "http"
         request.peer = request.local = request.content = request.opened = None
         request.expects_continue = request.offers_upgrade = False
-        if decided is None:
-            request.keep_alive = True
-            request.length = 0
-        else:
-            request.length, request.keep_alive = decided
         return request
 
-    def request(self, head: bytes) -> Request | None:
+    def by_lines(self, head: bytes) -> Request | None:
         """A request of HTTP/1.1 in origin-form of which there is no doubt.  None: look closely, it may be no head."""
         size = len(head)
-        known = self.recall(head)
-        if known is not None:
-            return known
         if size > self._header_bytes or head[-4:] != b"\r\n\r\n":
             return None
         lines = head.split(b"\r\n")  # the last two are empty; any other one that is gives rise to doubt
@@ -167,15 +161,9 @@ class HeadMemo:
             fields.is_new = False
         elif size <= _LONGEST and not (request.expects_continue or request.offers_upgrade):
             _make_room(self._heads)
-            usual = request.keep_alive and not request.length
-            raw_path, path, query, _ = line[2]
-            self._heads[head] = (
-                line[0],
-                line[1],
-                (raw_path, path, query, {}),
-                headers.copy(),
-                None if usual else (request.length, request.keep_alive),
-            )
+            method, target, (raw_path, path, query, _) = line
+            parts: TargetParts = raw_path, path, query, {}
+            self._heads[head] = method, target, parts, headers.copy(), request.length, request.keep_alive
         return request
 
     def _decided(self, request: Request, first: bytes, host: Header | None) -> bool:
@@ -195,10 +183,15 @@ class HeadMemo:
         return True
 
     def _learn_line(self, line: bytes) -> Line | None:
-        judged = self._judge_line(line)
-        if judged is None or judged[2] != "1.1" or judged[1][:1] != b"/":
+        if len(line) > self._line_bytes:
             return None
-        known = (judged[0], judged[1], split_target(judged[1]))
+        try:
+            method, target, version = self._judge_line(line)  # with a control character in it, it is none
+        except Rejected:
+            return None
+        if version != "1.1" or target[:1] != b"/":
+            return None
+        known = method, target, split_target(target)
         if len(line) <= _LONGEST:
             _make_room(self._lines)
             self._lines[line] = known

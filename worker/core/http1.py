@@ -24,7 +24,8 @@ _METHODS = {
 }
 _VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
 _CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])  # no CTL but HTAB, CR, LF
-_VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")  # a fragment is the client's own affair: never sent
+# For translate(): what has no place in a target becomes something else.  A fragment is the client's affair: never sent.
+_TARGET = bytes(i if 0x21 <= i < 0x7F and i != ord("#") else i ^ 0x80 for i in range(256))
 # uri-host [ ":" port ] of RFC 3986 §3.2.2.  User information is no part of it, and passes for a host elsewhere.
 _HOST = re.compile(
     rb"(?:\[(?:[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*|v[0-9A-Fa-f]+\.[-.\w~!$&'()*+,;=:]+)\]"
@@ -44,7 +45,7 @@ class HeadParser:
         self._hosts: set[bytes] = set()  # found to be good; bounded
         self._headers: list[Header] = []
         self._deciding: list[Header] = []
-        self.memo = HeadMemo(limits, self._names, self._good_line, self._settle)
+        self.memo = HeadMemo(limits, self._names, request_line, self._settle)
         self._renew()
 
     def _renew(self) -> None:
@@ -125,7 +126,8 @@ class HeadParser:
         Raises:
             Rejected: 400, 413, 414, 417, 431, 501 or 505.
         """
-        return self.memo.request(head) or self._parse(head)
+        memo = self.memo
+        return memo.recall(head) or memo.by_lines(head) or self._parse(head)
 
     def _parse(self, head: bytes) -> Request:
         """Judge all of a head."""
@@ -180,15 +182,6 @@ class HeadParser:
             if host not in self._hosts:
                 self._check_host(host)
 
-    def _good_line(self, line: bytes) -> tuple[str, bytes, str] | None:
-        """Method, target and version of a good request line."""
-        if len(line) > self._limits.line_bytes:
-            return None
-        try:
-            return request_line(line)  # with a control character in it, it is none
-        except Rejected:
-            return None
-
 
 def _check_bytes(part: bytes) -> None:
     newlines = part.count(b"\n")
@@ -206,7 +199,7 @@ def request_line(line: bytes) -> tuple[str, bytes, str]:
     target = parts[1]
     version = _VERSIONS.get(parts[2]) or _other_version(parts[2])
     method = _METHODS.get(parts[0]) or _other_method(parts[0])
-    if target[:1] != b"/" or target.translate(None, _VISIBLE):
+    if target[:1] != b"/" or target.translate(_TARGET) != target:
         _check_target(method, target)
     return method, target, version
 
@@ -233,7 +226,7 @@ def _other_method(method: bytes) -> str:
 
 def _check_target(method: str, target: bytes) -> None:
     """RFC 9112 §3.2: origin-form, absolute-form, or the asterisk of OPTIONS."""
-    if not target or target.translate(None, _VISIBLE):
+    if not target or target.translate(_TARGET) != target:
         raise Rejected(400, "the request target holds a fragment, or characters that must be percent-encoded")
     if target[:1] == b"/" or (target == b"*" and method == "OPTIONS"):
         return

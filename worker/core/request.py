@@ -12,6 +12,7 @@ TargetParts = tuple[bytes, str, bytes, dict[str, Any] | None]
 """Of a target in origin-form: the path as sent, the path decoded, and the query.  And, if all of the head came
 before, a place for what an application's interface makes of it, shared by all requests with this very head."""
 
+_HASH, _PERCENT = b"#%"  # numbers are looked for three times faster than bytes of length 1
 _HEX = {b"%02x" % i: bytes((i,)) for i in range(256)}
 _HEX |= {key.upper(): value for key, value in _HEX.items()}
 _HEX |= {bytes((a, b)): _HEX[bytes((a, b)).lower()] for a in b"abcdefABCDEF" for b in b"abcdefABCDEF"}
@@ -19,7 +20,7 @@ _HEX |= {bytes((a, b)): _HEX[bytes((a, b)).lower()] for a in b"abcdefABCDEF" for
 
 def unquote(raw: bytes) -> bytes:
     """Percent-decode; an escape that is none stays as it is (RFC 3986 §2.4 says decode once, never twice)."""
-    if b"%" not in raw:
+    if _PERCENT not in raw:
         return raw
     first, *rest = raw.split(b"%")
     parts = [first]
@@ -31,7 +32,9 @@ def unquote(raw: bytes) -> bytes:
 
 def split_target(target: bytes) -> TargetParts:
     """Of a target in origin-form; its path is UTF-8, or else Latin-1."""
-    path, _, query = target.partition(b"#")[0].partition(b"?")
+    if _HASH in target:
+        target = target.partition(b"#")[0]
+    path, _, query = target.partition(b"?")
     decoded = unquote(path)
     try:
         return path, decoded.decode(), query, None
@@ -65,10 +68,6 @@ class Request:
         self.version = version
         self.headers: list[Header] = [] if headers is None else headers
         self.keep_alive = version == "1.1"
-        self._begin()
-
-    def _begin(self) -> None:
-        """What an ordinary request has that nobody has said anything else of."""
         self.scheme = "http"
         self.peer: Address = None
         self.local: Address = None

@@ -34,8 +34,9 @@ class Client(Alone):
     __slots__ = ("_handle",)
 
     daemon: "Engine"
-    _last_flags = FLAGS  # an answer is told to have been sent when it has been
-    holds = False  # small answers to pipelined requests may go out together: nobody is told of each
+    # Somebody waits for the end of each request: an answer is told to have been sent when it has been.
+    holds = False  # small answers to pipelined requests may go out together
+    _last_flags = FLAGS
 
     def __init__(
         self, engine: "Engine", sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
@@ -44,9 +45,11 @@ class Client(Alone):
         Alone.__init__(self, engine, sock, peer, local, scheme, probe)
 
     @classmethod
-    def of(cls, discipline: Discipline, *, holds: bool) -> "type[Client]":
-        """The kind for this level: the strict one has nothing of the others."""
-        members = {"__slots__": (), "holds": holds}
+    def of(cls, discipline: Discipline, *, tells: bool, holds: bool) -> "type[Client]":
+        """The kind for this level: the strict one has nothing of the others.  ``tells``: of the end of each request."""
+        members = {"__slots__": (), "holds": holds and not tells}
+        if not tells:
+            members["_last_flags"] = Alone._last_flags
         if discipline.forgives:
             return type("Lenient", (Forgiving, cls), {**members, "forgives": discipline.forgives})
         return type("Strict", (cls,) if discipline.empty_lines else (Pedantic, cls), members)

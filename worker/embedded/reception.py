@@ -43,8 +43,11 @@ class Reception:
         self._daemon = daemon
         self._admission = admission
         self._hand_over = hand_over
-        holds = daemon.on_completed is None and daemon.mode is not Mode.THREAD_PER_CONNECTION
-        self._client = Client.of(daemon.discipline, holds=holds)
+        self._client = Client.of(
+            daemon.discipline,
+            tells=daemon.on_completed is not None,
+            holds=daemon.mode is not Mode.THREAD_PER_CONNECTION,  # there a handler may block
+        )
         self._on_connection = on_connection
 
     def add(self, sock: socket.socket | int, peer: Address) -> None:
@@ -128,12 +131,20 @@ class Reception:
                 self._daemon.complain(f"cannot serve a client: {exc}", None)
 
     def place(
-        self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
+        self,
+        seat: Seat,
+        sock: socket.socket,
+        peer: Address,
+        local: Address,
+        record: Record | None = None,
+        is_accepted: bool = False,
     ) -> Client:
         """In the seat's thread.  Who was admitted leaves again, whatever happens."""
         engine = seat.engine
         try:
-            if record is None:
+            if is_accepted:
+                client = engine.welcome(sock, peer, local)
+            elif record is None:
                 client = engine.add_connection(sock, peer=peer, local=local)
             else:
                 clients = engine.adopt([Arrival(record, sock, peer)])
@@ -141,6 +152,7 @@ class Reception:
                     raise OSError(errno.EINVAL, "it came by a lane, and cannot be watched")
                 client = clients[0]
         except BaseException:
+            sock.close()
             self._admission.leave(peer)
             raise
         assert isinstance(client, Client)

@@ -97,8 +97,7 @@ class Connection(Answering):
             self.ready(READ)
         if not self.closed:
             self.update_interest()
-            if self._timer is None:
-                self.look_at_deadline(monotonic())
+            self.look_at_deadline(monotonic())
 
     def ready(self, events: int) -> None:
         """The loop's callback.  May come once more than is true."""

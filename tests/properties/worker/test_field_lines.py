@@ -145,7 +145,7 @@ def test_what_should_need_no_parser_needs_none() -> None:
         b"Host: a\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n",
         b"Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
     ):
-        assert taught().memo.request(b"GET / HTTP/1.1\r\n" + fields + b"\r\n") is not None
+        assert taught().memo.by_lines(b"GET / HTTP/1.1\r\n" + fields + b"\r\n") is not None
     for fields in (
         b"Host: a\r\nX : 1\r\n", b"Host: a\r\nUnknown: 1\r\n", b"Host: a\r\nX\r\n", b"Host: a\r\n X: 1\r\n",
         b"Host: a\r\nX: 1\0\r\n", b"Host: a\r\nHost: a\r\n", b"X: 1\r\n", b"Host: a b\r\n", b"",
@@ -153,11 +153,15 @@ def test_what_should_need_no_parser_needs_none() -> None:
         b"Host: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n", b"Host: a\r\nContent-Length: 10001\r\n",
     ):  # fmt: skip
         parser = taught()
-        assert parser.memo.request(b"GET / HTTP/1.1\r\n" + fields + b"\r\n") is None
+        assert parser.memo.by_lines(b"GET / HTTP/1.1\r\n" + fields + b"\r\n") is None
         assert (
-            parser.memo.request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") is not None
+            parser.memo.by_lines(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") is not None
         )  # of which nothing is left
         assert parser.parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").headers == [(b"host", b"a")]
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nAccept: a\r\nCookie: b\r\n\r\n"
+    for end in range(len(head)):
+        assert taught().memo.by_lines(head[:end]) is None
+        assert taught().memo.by_lines(head + head[:end]) is None or not end
     for start in (
         b"",
         b"\r\n",
@@ -165,4 +169,4 @@ def test_what_should_need_no_parser_needs_none() -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\n",
         b"GET / HTTP/1.0\r\nHost: a\r\n\r\n",
     ):
-        assert taught().memo.request(start) is None
+        assert taught().memo.by_lines(start) is None

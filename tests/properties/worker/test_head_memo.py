@@ -60,7 +60,7 @@ def test_what_was_seen_before_changes_no_verdict(heads: list[bytes]) -> None:
 
 def test_headers_are_the_requests_own() -> None:
     parser = HeadParser(LIMITS)
-    for _ in range(3):
+    for _ in range(6):
         request = parser.parse(b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n")
         assert request.headers == [(b"host", b"a"), (b"x", b"1")]
         request.headers.clear()
@@ -79,3 +79,14 @@ def test_it_is_bounded_and_keeps_no_secrets(monkeypatch: pytest.MonkeyPatch) -> 
     for known in (memo._heads, memo._lines, memo._hosts, fields, fields._deciding):
         assert len(known) <= 50
         assert not any(b"ookie" in line or b"uthorization" in line for line in known)
+
+
+def test_long_lines_are_not_kept() -> None:
+    parser = HeadParser(Limits())
+    long = b"y" * 300
+    for _ in range(3):
+        parser.parse(
+            b"GET /%b HTTP/1.1\r\nHost: %b\r\nX: %b\r\nConnection: %b\r\n\r\n" % (long, long, long, long)
+        )
+    memo, fields = parser.memo, parser.memo._fields
+    assert not memo._heads and not memo._lines and not memo._hosts and not fields and not fields._deciding

@@ -9,9 +9,9 @@ from quiesce.worker.core.request import Address
 from quiesce.worker.embedded.seat import Seat
 from quiesce.worker.net.stream import Connection
 
-Place = Callable[[Seat, socket.socket, Address, Address, Record | None], Connection]
+Place = Callable[[Seat, socket.socket, Address, Address, Record | None, bool], Connection]
 """The daemon's: makes a connection of a socket that it owns from then on.  In the seat's thread.  The record is that of
-a connection which another daemon has served."""
+a connection which another daemon has served.  True: the seat's own acceptor has just accepted it."""
 
 
 class Mode(Protocol):

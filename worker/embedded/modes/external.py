@@ -23,10 +23,10 @@ class External:
     def accepted(
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
     ) -> None:
-        self._place(seat, sock, peer, local, record)
+        self._place(seat, sock, peer, local, record, record is None)
 
     def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
-        self._place(self.seats[0], sock, peer, local, None)
+        self._place(self.seats[0], sock, peer, local, None, False)
 
     def all_seats(self) -> list[Seat]:
         return self.seats

@@ -26,11 +26,11 @@ class PollingThreads:
     def accepted(
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None = None
     ) -> None:
-        self._place(seat, sock, peer, local, record)
+        self._place(seat, sock, peer, local, record, record is None)
 
     def add(self, sock: socket.socket, peer: Address, local: Address) -> None:
         seat = next(self._next)
-        seat.do(lambda: self._place(seat, sock, peer, local, None))
+        seat.do(lambda: self._place(seat, sock, peer, local, None, False))
 
     def all_seats(self) -> list[Seat]:
         return self.seats

@@ -93,7 +93,7 @@ class ThreadPerConnection:
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, record: Record | None
     ) -> None:
         try:
-            self._place(seat, sock, peer, local, record)
+            self._place(seat, sock, peer, local, record, False)
         except OSError as exc:  # the socket is closed: this client is lost, nobody else
             seat.loop.complain(f"cannot serve a client: {exc}", None)
             self.left(seat)
