@@ -6,6 +6,7 @@ A library in its own right: it knows no supervisor.  Every method is for the loo
 import socket
 from _thread import get_ident
 from collections.abc import Callable
+from math import inf
 from time import monotonic, monotonic_ns
 
 from quiesce.worker.apps.base import App
@@ -23,6 +24,7 @@ from quiesce.worker.net.acceptor import Accepted, Acceptor, Listener
 from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, SharedCounters, TurnCounters
 from quiesce.worker.net.deadline import Sweep
+from quiesce.worker.net.direct import Direct
 from quiesce.worker.net.ending import Ending
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.gate import Gate, Neighbours
@@ -77,10 +79,42 @@ class Daemon:
     # fmt: off
     # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
     __slots__ = (
-        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_has_turns", "_heartbeat",
-        "_in_call", "_is_orphan", "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread",
-        "_unready", "access_log", "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate",
-        "hear", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
+        "_acceptor",
+        "_app_running",
+        "_drain_s",
+        "_drain_timer",
+        "_ended",
+        "_fresh",
+        "_has_turns",
+        "_heartbeat",
+        "_is_orphan",
+        "_lanes",
+        "_mover",
+        "_on_drained",
+        "_pool",
+        "_ready_path",
+        "_state",
+        "_thread",
+        "_unready",
+        "access_log",
+        "app",
+        "closing",
+        "connect",
+        "counters",
+        "cut",
+        "dates",
+        "draining",
+        "gate",
+        "hear",
+        "idle_timeout",
+        "in_call",
+        "is_inline",
+        "limits",
+        "loop",
+        "moving",
+        "parser",
+        "roster",
+        "sweep",
     )
     # fmt: on
 
@@ -108,6 +142,9 @@ class Daemon:
         self.app = app
         self.loop = loop
         self.limits = limits
+        self.idle_timeout = (
+            limits.idle_timeout or inf
+        )  # asked for with each answer: a tuple's field is a call
         self.access_log = access_log
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
@@ -146,9 +183,9 @@ class Daemon:
             self._look_at_fresh,
         )
         self._fresh: list[Connection] = []  # accepted just now
-        self.connect: Connect = connect or (Alone if self.is_inline else Connection)
+        self.connect: Connect = connect or self._usual_kind()
         self._pool = None if self.is_inline else ThreadPool(threads, self._call, self._call_over)
-        self._in_call = False  # in the loop's thread
+        self.in_call = False  # in the loop's thread
         # An application that answers in tasks of its own says how many run, and when the last one ends.
         self._app_running: Callable[[], int] = getattr(app, "running", lambda: 0)
         getattr(app, "when_idle", lambda callback: None)(self._call_over)
@@ -166,6 +203,13 @@ class Daemon:
         counters = TurnCounters(slot)
         self.loop.turned = counters.turned
         return counters
+
+    def _usual_kind(self) -> Connect:
+        """The shortest way that this application allows for."""
+        if not self.is_inline:
+            return Connection
+        heard = self.access_log is not None or self._ready_path or not self._has_turns
+        return Direct if hasattr(self.app, "handler") and not heard else Alone
 
     # -- listeners ------------------------------------------------------------------------------
 
@@ -427,14 +471,14 @@ class Daemon:
         if self._pool is not None:
             self._pool.submit(exchange)
             return
-        self._in_call = True
+        self.in_call = True
         slot = self.counters.slot
         slot[IN_REQUEST_SINCE_NS] = now_ns
         try:
             self.app.handle(exchange)
         except BaseException as exc:  # SystemExit too: one request does not end the process
             exchange.fail(exc)
-        self._in_call = False
+        self.in_call = False
         if not self._has_turns:  # whose end says so
             slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
@@ -543,7 +587,7 @@ class Daemon:
         if self._pool is not None:
             return self._pool.busy
         # A call in this very thread: its answer may have been the last connection's end.
-        return self._in_call or self._app_running() > 0
+        return self.in_call or self._app_running() > 0
 
     def _call_over(self) -> None:
         """In a thread of the pool, or in a task of the application: a call has ended.

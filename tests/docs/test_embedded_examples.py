@@ -76,6 +76,12 @@ def test_files(tmp_path: Path) -> None:
         assert len(os.listdir(f"/proc/{example.process.pid}/fd")) < 20  # each file was closed again
 
 
+def test_c_names() -> None:
+    with running("c_names.py") as example:
+        assert example.ask("GET /a/b?c=d").body == b"GET /a/b\n"
+        assert example.ask("PUT /", b"x" * 100_000).body == b"x" * 100_000
+
+
 def test_uploads() -> None:
     body = b"x" * 3_000_000
     with running("uploads.py") as example:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from quiesce import Request, Response
 from quiesce.worker.apps.base import App
 from quiesce.worker.apps.native import NativeApp
+from quiesce.worker.core.http1 import HeadParser
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.net.exchange import Exchange
 from wire.serving import bench, steps_outside_the_table, watched_connections
@@ -70,12 +71,14 @@ def one_input(data: bytes) -> None:
     """Raises AssertionError, or whatever came out of the engine, where something is wrong with ``data``'s treatment."""
     cut = sum(data) % (len(data) + 1)
     verdicts = []
+    parser = HeadParser(LIMITS)  # at first it knows nothing, then names, then lines, then whole heads
     for app, pieces in (
         (_APP, [data]),
         (_STREAMING, [data[:cut], data[cut:]]),
         (_APP, [data[i : i + 1] for i in range(len(data))]),
+        (_APP, [data]),
     ):
-        reply = _send(pieces, app)
+        reply = _send(pieces, app, parser)
         answers = list(_answers(reply))
         for request in _seen:
             _check_request(request)
@@ -83,12 +86,14 @@ def one_input(data: bytes) -> None:
         asked = [(request.method, request.target, request.headers) for request in _seen]
         verdicts.append((asked, _bodies.copy(), answers, reply.endswith(b"EOF")))
     assert verdicts[0] == verdicts[1] == verdicts[2], f"the cut decides: {verdicts}"
+    assert verdicts[0] == verdicts[3], f"what came before decides: {verdicts}"
 
 
-def _send(pieces: list[bytes], app: App) -> bytes:
+def _send(pieces: list[bytes], app: App, parser: HeadParser) -> bytes:
     _seen.clear()
     _bodies.clear()
     with watched_connections(), bench(app, LIMITS) as one:
+        one.daemon.parser = parser
         for piece in pieces:
             one.send(piece)
         reply = one.read()

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import pytest
+
 from quiesce import Request, Response
 from quiesce.worker import daemon as engine
 from quiesce.worker.apps.base import App
@@ -18,6 +20,7 @@ from quiesce.worker.core.limits import Limits
 from quiesce.worker.daemon import Daemon
 from quiesce.worker.loops.epoll_loop import EpollLoop
 from quiesce.worker.net.alone import Alone
+from quiesce.worker.net.direct import Direct
 from quiesce.worker.net.stream import Connection
 
 T = TypeVar("T")
@@ -49,15 +52,21 @@ class WatchedAlone(Alone):
     state = WatchedConnection.state  # type: ignore[assignment]
 
 
+class WatchedDirect(Direct):
+    """The same for one of a native application."""
+
+    __slots__ = ("_now",)
+    state = WatchedConnection.state  # type: ignore[assignment]
+
+
 @contextlib.contextmanager
 def watched_connections() -> Iterator[None]:
     """Engines that are made meanwhile have watched connections."""
-    before = engine.Connection, engine.Alone
-    engine.Connection, engine.Alone = WatchedConnection, WatchedAlone  # type: ignore[misc]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "Connection", WatchedConnection)
+        patch.setattr(engine, "Alone", WatchedAlone)
+        patch.setattr(engine, "Direct", WatchedDirect)
         yield
-    finally:
-        engine.Connection, engine.Alone = before  # type: ignore[misc]
 
 
 def steps_outside_the_table() -> list[tuple[State, State]]:
@@ -229,7 +238,7 @@ class StillLoop:
 
     slot = None
     has_turns = False
-    turned = None
+    turned: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self.complain = to_stderr

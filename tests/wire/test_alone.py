@@ -20,6 +20,7 @@ from quiesce.worker.daemon import Daemon
 from quiesce.worker.loops.epoll_loop import EpollLoop
 from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS, Counters, TurnCounters
+from quiesce.worker.net.direct import Direct
 from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.stream import Connection
 from wire.serving import StillLoop
@@ -46,6 +47,7 @@ REQUESTS = (
 HELLO_GET = REQUESTS[0]
 SIZE = len(HELLO_GET)
 ONE_BY_ONE = [number * SIZE for number in range(1, 6)]
+_ZEROS = re.compile(rb"\0{9,}")
 _DATE = re.compile(rb"Date: [^\r]*\r\n")
 
 
@@ -92,11 +94,22 @@ APPS: dict[str, Callable[[], Any]] = {
 }
 
 
+class Turning(StillLoop):
+    """Says when a turn is over."""
+
+    has_turns = True  # type: ignore[assignment]
+
+    def turn(self) -> None:
+        super().turn()
+        assert self.turned is not None
+        self.turned()
+
+
 class Played:
     """One connection of one kind, whose loop is the test."""
 
     def __init__(self, kind: type[Connection], app: Any) -> None:
-        self.loop = StillLoop()
+        self.loop = Turning()
         self.loop.complain = lambda what, exc=None: None
         self.slot = memoryview(bytearray(8 * SLOT_FIELDS)).cast("Q")
         self.daemon = Daemon(app, self.loop, slot=self.slot, limits=Limits(), connect=kind)  # type: ignore[arg-type]
@@ -105,6 +118,8 @@ class Played:
         self.fd = server.fileno()
         self.connection = self.daemon.add_connection(server, peer=("192.0.2.1", 5), local=("192.0.2.2", 80))
         self.said: list[bytes] = []
+        for request in REQUESTS[:-2] * 3:  # so that each of them has come before, also what ends a connection
+            self.daemon.parser.parse(request[: request.find(b"\r\n\r\n") + 4])
 
     def play(self, step: bytes | str) -> None:
         if step == "close":
@@ -158,7 +173,8 @@ class Played:
         ended = self.said[-1:] == [b"EOF"]
         said = b"".join(self.said[:-1] if ended else self.said)
         left = (connection.state, connection.busy, connection.served, connection.exchange, connection._input)
-        return _DATE.sub(b"", said), ended, fields, left, connection.sent, connection._reported
+        said = _ZEROS.sub(lambda zeros: b"(%d zeros)" % len(zeros[0]), _DATE.sub(b"", said))
+        return said, ended, fields, left, connection.sent, connection._reported
 
     def close(self) -> None:
         self.client.close()
@@ -190,8 +206,23 @@ def _pieces(requests: list[bytes], cuts: list[int], said: str) -> Iterator[bytes
 @example([*[HELLO_GET] * 3, *[REQUESTS[9]] * 4, HELLO_GET], [*ONE_BY_ONE, 4 * SIZE + 3, 5 * SIZE + 6], "")
 @settings(max_examples=60, deadline=None)
 def test_both_ways_lead_to_the_same(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:
+    _compare(app, requests, cuts, said)
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("request_", sorted(set(REQUESTS)))
+def test_both_ways_lead_to_the_same_for_what_came_before(app: str, request_: bytes) -> None:
+    """The first one of a connection goes the long way, whatever it is."""
+    ends = [SIZE + number * len(request_) for number in range(4)]
+    _compare(app, [HELLO_GET, *[request_] * 4], ends, "")
+    head = request_.find(b"\r\n\r\n") + 4
+    if 4 <= head < len(request_):  # and then comes its body
+        _compare(app, [HELLO_GET, *[request_] * 4], [*ends, *(end + head for end in ends)], "")
+
+
+def _compare(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:
     results = []
-    for kind in (Connection, Alone):
+    for kind in (Connection, Alone, *([Direct] if app == "native" else [])):
         played = Played(kind, APPS[app]())
         try:
             for step in _pieces(requests, cuts, said):
@@ -199,18 +230,34 @@ def test_both_ways_lead_to_the_same(app: str, requests: list[bytes], cuts: list[
             results.append(played.result())
         finally:
             played.close()
-    assert results[0] == results[1]
+    assert all(result == results[0] for result in results), results
 
 
-def test_the_short_way_is_the_one_of_an_application_that_runs_in_the_loop() -> None:
-    for threads, kind in ((1, Alone), (2, Connection)):
-        loop = EpollLoop()
-        daemon = Daemon(NativeApp(_native), loop, threads=threads)
-        try:
-            assert issubclass(daemon.connect, kind)  # type: ignore[arg-type]
-        finally:
-            daemon.close()
-            loop.close()
+def _log(*_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "kind"),
+    [
+        (NativeApp(_native), {}, Direct),
+        (NativeApp(_native), {"access_log": _log}, Alone),
+        (NativeApp(_native), {"ready_path": "/ready"}, Alone),
+        (NativeApp(_native), {"threads": 2}, Connection),
+        (WsgiApp(_wsgi), {}, Alone),
+        (WsgiApp(_wsgi), {"threads": 2}, Connection),
+    ],
+)
+def test_the_short_ways_are_for_an_application_that_runs_in_the_loop(
+    app: Any, options: Any, kind: type
+) -> None:
+    loop = EpollLoop()
+    daemon = Daemon(app, loop, **options)
+    try:
+        assert kind in daemon.connect.__bases__  # type: ignore[attr-defined]  # it is a watched one
+    finally:
+        daemon.close()
+        loop.close()
 
 
 STATUSES = (0, 101, 200, 302, 404, 503, 999)
@@ -218,6 +265,7 @@ CALLS = st.one_of(
     st.tuples(st.just("request"), st.integers(0, 99), st.booleans()),
     st.tuples(st.just("response"), st.sampled_from(STATUSES), st.integers(0, 99), st.sampled_from((0, -1))),
     st.tuples(st.just("connection"), st.sampled_from((1, -1)), st.sampled_from((0, 1))),
+    st.tuples(st.just("exchange"), st.integers(0, 99), st.sampled_from(STATUSES), st.integers(0, 99)),
     st.tuples(st.just("traffic"), st.integers(0, 99), st.integers(0, 99)),
     st.tuples(st.just("count"), st.just(int(Field.ERRORS))),
     st.tuples(st.just("turned")),

@@ -19,6 +19,7 @@ import pytest
 from quiesce.shared.scoreboard import SLOT_FIELDS, Field
 from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.core.limits import Limits
+from quiesce.worker.loops import asyncio_loop
 from quiesce.worker.loops.asyncio_loop import AsyncioLoop
 from quiesce.worker.loops.eager_tasks import starter
 from wire.asgi_serving import CHUNKED, GET, POST, Message, Receive, Send, Serve, ask_all, say, whole_body
@@ -156,14 +157,16 @@ def test_a_task_factory_of_the_application_makes_the_tasks(serve: Serve) -> None
     def factory(aio: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         nonlocal made
         made += 1
+        assert not options or "uvloop" in type(aio).__module__  # those of before Python 3.11 know none
         return asyncio.Task(coro, loop=aio, **options)
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         asyncio.get_running_loop().set_task_factory(factory)
-        await say(send, made)
+        seen.set(seen.get() + 1)
+        await say(send, f"{made} {seen.get()}")
 
     served = serve(app)
-    assert [served.ask(GET).body for _ in range(3)] == [b"0", b"1", b"2"]
+    assert [served.ask(GET).body for _ in range(3)] == [b"0 1", b"1 1", b"2 1"]
 
 
 # -- its variables ----------------------------------------------------------------------------
@@ -388,6 +391,28 @@ def test_a_body_that_is_no_bytes_is_an_error_that_the_application_can_mend(serve
     assert serve(app).ask(GET).body == b"bytes"
 
 
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_headers_of_any_kind(serve: Serve, kind: Callable[[Any], Any]) -> None:
+    """The second time they may be remembered."""
+    name, value = b"x-a", b"1"
+    pairs: dict[str, list[Any]] = {
+        "/tuples": [(name, value)],
+        "/lists": [[name, value]],
+        "/mutable": [(bytearray(name), bytearray(value))],
+        "/text": [("x-a", "1")],
+        "/injected": [(name, b"1\r\nx-b: 2")],
+    }
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await say(send, "ok", headers=kind(pairs[scope["path"]]))
+
+    served = serve(app)
+    for path in list(pairs) * 2:
+        reply = served.ask(GET.replace(b"/", path.encode(), 1))
+        expected = (500, None) if path in ("/text", "/injected") else (200, "1")
+        assert (reply.status, reply.get("x-a")) == expected and reply.get("x-b") is None
+
+
 def test_the_scope_is_the_applications_own(serve: Serve) -> None:
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         shown = repr(scope)
@@ -446,6 +471,25 @@ def test_what_a_task_answers_is_counted_at_once(loop: AsyncioLoop, paths: str) -
         served.do(goes_on.set)
     finally:
         served.close()
+
+
+@pytest.mark.parametrize("long_ns", [0, 1 << 62])
+def test_a_turn_that_takes_long_lets_others_have_theirs(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, long_ns: int
+) -> None:
+    """However many requests a client sends at once."""
+    monkeypatch.setattr(asyncio_loop, "_LONG_NS", long_ns)
+    steps: list[str] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        steps.append("request")
+        asyncio.get_running_loop().call_soon(steps.append, "other")
+        await say(send, (await whole_body(receive)).decode())
+
+    replies = ask_all(serve(app), (GET + POST) * 3, 6)
+    assert [reply.body for reply in replies] == [b"", b"hello"] * 3
+    wanted = ["request"] * 6 if long_ns else ["request", "other"] * 6
+    assert steps[: len(wanted) - 1] == wanted[:-1]  # the last one may be about to come
 
 
 # -- how tasks are begun ------------------------------------------------------------------------

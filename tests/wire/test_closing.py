@@ -90,10 +90,11 @@ def test_what_was_sent_behind_it_does_not_eat_the_answer(served: Served, behind:
         _lingers(served)
 
 
-def test_a_body_may_have_a_line_end_behind_it(served: Served) -> None:
+@pytest.mark.parametrize("post", [POST_CLOSE, b"POST / HTTP/1.0\r\n\r\n"], ids=["body", "none"])
+def test_a_post_may_have_a_line_end_behind_it(served: Served, post: bytes) -> None:
     """Of clients from another age (RFC 9112 §2.2), and in a packet of its own."""
     with served.connect() as sock:
-        sock.sendall(POST_CLOSE)
+        sock.sendall(post)
         assert read_to_end(sock).endswith(b"\r\n\r\nHello")
         _lingers(served)
         sock.sendall(b"\r\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quiesce.worker.apps.asgi_cycle import Cycle, Running
 from quiesce.worker.apps.lifespan import Lifespan
 from quiesce.worker.apps.loader import LoadError
-from quiesce.worker.loops.eager_tasks import starter
+from quiesce.worker.loops.eager_tasks import later, starter
 
 if TYPE_CHECKING:
     from quiesce.worker.core.request import Request
@@ -28,7 +28,7 @@ class AsgiApp:
 
     def __init__(self, app: Any, loop: "AsyncioLoop") -> None:
         self._app, self._loop = app, loop
-        self._start = starter(loop.aio)
+        self._start, self._start_later = starter(loop.aio), later(loop.aio)
         self._lifespan = Lifespan(app, loop.aio)
         self._running = Running(loop)
 
@@ -76,7 +76,8 @@ class AsgiApp:
         if self._lifespan.is_supported:
             scope["state"] = self._lifespan.state.copy()
         cycle = Cycle(exchange)
-        task = self._start(cycle.run(self._app, scope))
+        start = self._start if exchange.since_ns < self._loop.until_ns else self._start_later
+        task = start(cycle.run(self._app, scope))
         if not task.done():
             cycle.goes_on(task, self._running)
 

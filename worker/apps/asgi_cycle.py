@@ -5,6 +5,7 @@ All in the loop's thread.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from quiesce.worker.core.response_head import Head, HeadMemo, encode
@@ -202,8 +203,13 @@ class Cycle:
         if kind == "http.response.start":
             if exchange.status:
                 raise RuntimeError("ASGI: a second 'http.response.start'")
+            key = message["status"], *message.get("headers", ())
+            try:
+                head = _heads.get(key)
+            except TypeError:  # pairs that are lists, or no bytes objects
+                head = None
             # Kept there until there is a body, so that an error before it can still be a 500.
-            exchange.start_head(_encoded(message["status"], message.get("headers", ())))
+            exchange.start_head(head or _encoded(key))
             return
         if kind != "http.response.body" and kind != "http.response.pathsend":
             raise RuntimeError(f"ASGI: {kind!r} is not a message of an HTTP response")
@@ -247,14 +253,10 @@ class Cycle:
         _wake(writers)
 
 
-def _encoded(status: int, headers: Any) -> Head:
-    key = status, *headers
-    try:
-        head = _heads.get(key)
-    except TypeError:  # pairs that are lists, or no bytes objects
-        return encode(int(status), [(bytes(name), bytes(value)) for name, value in key[1:]])
-    if head is None:
-        head = encode(int(status), [(bytes(name), bytes(value)) for name, value in key[1:]])
+def _encoded(key: tuple[Any, ...]) -> Head:
+    status, *headers = key
+    head = encode(int(status), [(bytes(name), bytes(value)) for name, value in headers])
+    with suppress(TypeError):
         _heads.keep(key, head)
     return head
 

@@ -18,11 +18,18 @@ class NativeApp:
     blocking = True
 
     def __init__(self, handler: Handler) -> None:
-        self._handler = handler
+        self.handler = handler
 
     def handle(self, exchange: Exchange) -> None:
-        handler = self._handler  # called as it is: a call by way of an attribute costs twice as much
-        response = handler(exchange.request)
+        handler = self.handler  # called as it is: a call by way of an attribute costs twice as much
+        self.answer(exchange, handler(exchange.request))
+
+    def answer(self, exchange: Exchange, response: object) -> None:
+        """Send what the handler has returned.
+
+        Raises:
+            TypeError: It is no response.
+        """
         if type(response) is not Response and not isinstance(response, Response):
             raise TypeError(f"the handler returned {type(response).__name__}, not a quiesce.Response")
         if type(response.body) is bytes and response.path is None:  # it is plain

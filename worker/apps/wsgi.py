@@ -125,7 +125,7 @@ class WsgiApp:
             environ = kept[3].copy()  # the application's own
         else:
             environ = self._made(request, self._base_of(local, scheme, is_inline))
-            if place is not None:
+            if place is not None and kept is None:  # of two listeners with the same heads one has it quicker
                 self._keep(place, (local, scheme, is_inline, environ.copy()))
         environ["wsgi.input"] = request.opened or BytesIO(request.content or b"")  # which shares the bytes
         environ["wsgi.errors"] = sys.stderr

@@ -71,19 +71,22 @@ class Client(Alone):
     def _ended(self, asked: Asked, why: Termination) -> None:
         if asked.is_at_fault and why is Termination.COMPLETED_OK:
             why = Termination.WITH_ERROR
-        self.handle.ended(why)
+        assert self._handle is not None
+        self._handle.ended(why)
 
     # -- what the engine does, listened to -----------------------------------------------------
 
     def event(self, event: Event, rejected: Rejected | None = None) -> None:
         if self._held is not None:
-            self.release_held()  # it was promised to the next answer, of which nobody knows now what becomes
+            # It was promised to the next answer, and nobody knows now what becomes of that.
+            self._loud(self.release_held())
         if event is Event.PEER_DONE and self.broken:
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
-        asked = self.asked
-        if asked is NOTHING:
+        handle = self._handle
+        if handle is None or handle.asked is NOTHING:
             Alone.event(self, event, rejected)
             return
+        asked = handle.asked
         if (event is Event.SENT or event is Event.OVER) and asked.is_answered:
             self._ended(asked, Termination.COMPLETED_OK)
         elif asked.cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
@@ -128,7 +131,12 @@ class Client(Alone):
         elif self.exchange is exchange:
             asked = handle.asked
             asked.is_answered = True
-            Alone.answer(self, exchange, keep, wire, now)
+            if (
+                handle.daemon.allows_suspend
+            ):  # another thread may just be sending an interim answer: under the lock
+                Alone.complete(self, exchange, keep, wire, b"", now)
+            else:
+                Alone.answer(self, exchange, keep, wire, now)
             self._was_answered(handle, asked, exchange)
 
     def complete(
@@ -210,9 +218,10 @@ class Client(Alone):
     def _close(self) -> None:
         Alone._close(self)
         # A request that is cut ends before its connection does.
-        asked = self.asked
-        if asked.is_shown:
-            self._ended(asked, asked.cause or Termination.READ_ERROR)
+        if self._handle is not None:
+            asked = self._handle.asked
+            if asked.is_shown:
+                self._ended(asked, asked.cause or Termination.READ_ERROR)
         self.daemon.seat.owner.reception.left(self)
 
 

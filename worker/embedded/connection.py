@@ -387,14 +387,15 @@ class Connection:
         self._count(asked, response)
 
     def _take(self, exchange: Exchange) -> Asked:
+        request = exchange.request
         if self.daemon.uri_log is not None:
-            self.saw_target(exchange.request.target)
+            self.saw_target(request.target)
         asked = self.asked
         if asked is NOTHING:
             asked = self.asked = Asked()
         asked.exchange = exchange
-        asked.request = exchange.request
-        if asked.request.length:
+        asked.request = request
+        if request.length:
             asked.upload = Upload()
         return asked
 
@@ -442,13 +443,15 @@ class Connection:
 
         Nobody can look at the response's references meanwhile, so there is one more only if something is left to send.
         """
+        more = response._more
         if (
-            asked.queued is not None
+            type(response.body) is not bytes
+            or response.path is not None
+            or asked.queued is not None
             or asked.exchange is not exchange
             or self._suspended
+            or (more is not None and more.references <= 0)
             or self.daemon.is_stopping
-            or not response.is_plain
-            or response.references <= 0
         ):
             return False
         asked.queued = response
@@ -486,7 +489,11 @@ class Connection:
         elif asked.stage is Stage.END:
             self._give_up(NotNow("the handler has the whole request, and neither answered nor suspended"))
         elif asked.stage is Stage.HEAD:
-            exchange.read_body(self._on_body)
+            if asked.request.length:
+                exchange.read_body(self._on_body)
+            else:  # what that comes to where there is no body
+                asked.is_complete = True
+                self._call(Stage.END)
 
     def _send(self, exchange: Exchange, response: Response) -> None:
         asked = self.asked
@@ -552,10 +559,14 @@ class Connection:
         if exchange is None and not asked.is_logged:
             return
         asked.is_logged = self._suspended = False
+        daemon = self.daemon
         if response is not None:
-            guarded(self.daemon.complain, response.release)
-        told = self.daemon.on_completed
+            guarded(daemon.complain, response.release)
+        told = daemon.on_completed
         if told is not None:
-            guarded(self.daemon.complain, told, self, asked.state, why)
+            try:
+                told(self, asked.state, why)
+            except Exception as exc:
+                daemon.complain(f"{told!r} failed", exc)
         if self.asked is asked:
             self.asked = NOTHING

@@ -23,6 +23,7 @@ from quiesce.worker.loops.epoll_set import EpollSet
 
 TURN_NS = int(Field.TURN_NS)
 _BATCH = 256  # events a turn, so that the application's tasks get theirs
+_LONG_NS = 10_000_000  # a turn that takes so long begins no task more in itself, for the same reason
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
@@ -42,6 +43,7 @@ class AsyncioLoop(EpollSet):
     def __init__(self) -> None:
         super().__init__()
         self.slot: memoryview | None = None
+        self.until_ns = 0  # what is begun later (CLOCK_MONOTONIC) is begun in another turn
         self.turned: Callable[[], None] | None = None
         self.complain: Complain = to_stderr
         self.aio = _new_event_loop()
@@ -73,6 +75,7 @@ class AsyncioLoop(EpollSet):
     def _on_look(self) -> None:
         self._look = None
         self._looks_at = inf
+        self.until_ns = time.monotonic_ns() + _LONG_NS
         now = self.now()
         while (due := self._deadlines.pop_due(now)) is not None:
             try:
@@ -95,7 +98,8 @@ class AsyncioLoop(EpollSet):
             pass  # closed: nobody is left to do it, as in a loop that has stopped
 
     def _do(self, callback: Callable[[], None]) -> None:
-        """What is no turn of ours ends as one."""
+        """What is no turn of ours begins and ends as one."""
+        self.until_ns = time.monotonic_ns() + _LONG_NS
         callback()
         if self.turned is not None:
             self.turned()
@@ -137,6 +141,7 @@ class AsyncioLoop(EpollSet):
         return fds if self._epoll.closed else [self._epoll.fileno(), *fds]
 
     def _turn(self) -> None:
+        self.until_ns = time.monotonic_ns() + _LONG_NS
         callbacks = self._callbacks
         for fd, mask in self._epoll.poll(0, _BATCH):
             callback = callbacks.get(fd)

@@ -205,13 +205,15 @@ class Acceptor:
         # MSG_DONTWAIT; and what epoll saw, another worker may have taken.  We would block for ever.
         os.set_blocking(listener.fd, False)
         gate, counters = self._gate, self._gate.counters
-        for _ in range(_BURST):
-            if counters.open > gate.limit and gate.is_above():
-                self._hold_back(listener)
-                break
-            if not listener.watched or not self._take(listener):
-                break
-        self._come()
+        try:
+            for _ in range(_BURST):
+                if counters.open > gate.limit and gate.is_above():
+                    self._hold_back(listener)
+                    break
+                if not listener.watched or not self._take(listener):
+                    break
+        finally:  # whatever befell one of them
+            self._come()
 
     def _take(self, listener: Listener) -> bool:
         """Accept one, and rest if it has one of the last descriptors; False: no more now."""

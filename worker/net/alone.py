@@ -7,6 +7,7 @@ Whatever is not usual is theirs, at every step: tests/wire/test_alone.py holds t
 
 from math import inf
 
+from quiesce.worker.core.request import Request
 from quiesce.worker.loops.base import READ
 from quiesce.worker.net.ending import IDLE, WORKING
 from quiesce.worker.net.exchange import Exchange
@@ -29,12 +30,12 @@ class Alone(Connection):
         except OSError:  # and it is tried once more, by who knows what then is to be done
             Connection.ready(self, events)
             return
-        request = daemon.parser.memo.recall(data)
+        memo = daemon.parser.memo
+        request = memo.recall(data)
+        if request is None and data.find(b"\r\n\r\n") + 4 == len(data):
+            request = memo.by_lines(data)
         if request is None or request.length:
-            if data:
-                self._take(data)
-            else:
-                self._peer_done()
+            self._go_long(data, request)
             return
         request.scheme = self.scheme
         request.peer = self.peer
@@ -53,6 +54,29 @@ class Alone(Connection):
         if self.state is IDLE and daemon.moving is not None:
             self._resume()
 
+    def _go_long(self, data: bytes, request: Request | None) -> None:
+        """What came is not usual, or is a head whose body is still to come."""
+        if not data:
+            self._peer_done()
+        elif request is None:
+            self._take(data)
+        else:
+            self._received += len(data)
+            self._take_up(request)
+            self._parsing = True
+            self._begin_body(request)
+            self._parsing = False
+            if self.state is IDLE and self.daemon.moving is not None:
+                self._resume()
+
+    def _next(self) -> bytes:
+        if self.state is not IDLE or self.daemon.moving is not None:
+            return Connection._next(self)
+        data, self._input = self._input, b""
+        if not data:
+            self._parsing = False
+        return data
+
     def answer(self, exchange: Exchange, keep: bool, wire: bytes, now: float) -> None:
         daemon = self.daemon
         if (
@@ -70,9 +94,7 @@ class Alone(Connection):
                 wire, self._held = b"".join((*self._held, wire)), None
             try:
                 count = self.sock.send(wire, FLAGS)
-            except (
-                OSError
-            ):  # or there is no room: it is tried once more, by who knows what then is to be done
+            except OSError:  # or there is no room: tried once more, by who knows what then is to be done
                 self.complete(exchange, keep, wire, b"", now)
                 return
             self.sent += count
@@ -86,8 +108,7 @@ class Alone(Connection):
             daemon.counters.response(exchange.status, sent - self._reported, -1)
             self._reported = sent
             self.busy = False
-        timeout = daemon.limits.idle_timeout
-        self._deadline = now + timeout if timeout else inf
+        self._deadline = now + daemon.idle_timeout
         self.state = IDLE
         if daemon.access_log is not None and not self.probe:
             daemon.access_log(exchange, exchange.status, exchange.body_sent, exchange.seconds())

@@ -81,8 +81,7 @@ class Answering(Moving):
             if keep and exchange.body_complete and not self._queue and not self.broken:
                 if not self.probe:
                     daemon.counters.response(exchange.status, sent, -self.busy)
-                timeout = daemon.limits.idle_timeout
-                self._deadline = (now or monotonic()) + timeout if timeout else inf
+                self._deadline = (now or monotonic()) + daemon.idle_timeout
                 self.busy = False
                 # While _process is at work it looks by itself at what is left to do.
                 quiet = self._parsing or not (self._input or self._eof or daemon.moving is not None)
@@ -108,11 +107,13 @@ class Answering(Moving):
     def _was_all(self, exchange: Exchange) -> bool:
         """Has the client said that nothing follows its request (RFC 9112 §9.6), and sent nothing?
 
-        Not where it may still send a line end behind a body, as old ones did, and not in a drain: who has drained may
-        leave, and then nobody would see to it that its clients get the last of what we have said.
+        Not where it may still send a line end behind a body or a POST, as old ones did, and not in a drain: who has
+        drained may leave, and then nobody would see to it that its clients get the last of what we have said.
         """
         request = exchange.request
-        return not (request.keep_alive or request.length or self._input or self.daemon.closing)
+        if request.keep_alive or request.length or request.method == "POST":
+            return False
+        return not (self._input or self.daemon.closing)
 
     def _another_follows(self, exchange: Exchange) -> bool:
         """Is the next request there, so that its answer can take this one along?  16 small answers in one send cost

@@ -66,6 +66,11 @@ class Counters:
             slot[CONN_BUSY] = busy
             slot[CONN_IDLE] = self.open - busy
 
+    def exchange(self, received: int, status: int, sent: int) -> None:
+        """A request and its response at once, on a connection that is as idle as before."""
+        self.request(received, False)
+        self.response(status, sent, 0)
+
     def traffic(self, received: int, sent: int) -> None:
         self.slot[BYTES_IN] += received
         self.slot[BYTES_OUT] += sent
@@ -109,6 +114,13 @@ class TurnCounters(Counters):
         self._bytes_out += sent
         self._changed = True
         self.busy += busy
+
+    def exchange(self, received: int, status: int, sent: int) -> None:
+        self._requests += 1
+        self._bytes_in += received
+        self._by_class[status // 100] += 1
+        self._bytes_out += sent
+        self._changed = True
 
     def turned(self) -> None:
         """The turn is over."""

@@ -127,8 +127,8 @@ class Ending(Timed):
 
     def _close(self) -> None:
         self.disarm()
-        self._report_traffic()
-        self._set_busy(False)
+        if self._received or self.sent != self._reported:
+            self._report_traffic()
         # Always before the close: epoll holds the description, which somebody else may share.
         self.daemon.loop.unwatch(self.fd)
         with self.lock:

@@ -195,7 +195,8 @@ class Exchange:
         now = monotonic()
         connection = self._connection
         daemon = connection.daemon
-        wire = head.whole(daemon.dates.line(now), size)
+        dates = daemon.dates
+        wire = head.whole(dates.current if now < dates.until else dates.line(now), size)
         if (
             not (request.keep_alive and request.version == "1.1" and self.body_complete)
             or self._last
@@ -203,7 +204,11 @@ class Exchange:
             or self.says_keep_alive
         ):
             wire = b"%s%s\r\n" % (wire[:-2], self._last_words(head))
-        self._answer(wire + data, size, now)
+        self.started = self.finished = True
+        self.body_sent = size
+        if request.opened is not None:
+            request.opened.close()
+        connection.answer(self, not self._last, wire + data, now)
         return True
 
     def respond(self, response: Response) -> None:
@@ -243,14 +248,6 @@ class Exchange:
         """Decide whether this answer is the last one.  Returns the Connection line that says so."""
         self._last = self._is_last(head)
         return self._connection_line()
-
-    def _answer(self, wire: bytes, size: int, now: float) -> None:
-        """Send a whole response."""
-        self.started = self.finished = True
-        self.body_sent = size
-        if self.request.opened is not None:
-            self.request.opened.close()
-        self._connection.answer(self, not self._last, wire, now)
 
     def leave(self) -> None:
         """Whatever the answer says, it is this connection's last."""

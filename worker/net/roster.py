@@ -37,8 +37,9 @@ class Roster:
         """One has gone."""
         self.all.pop(connection, None)  # type: ignore[call-overload]
         self._uncount_ip(connection)
+        busy, connection.busy = connection.busy, False
         if not connection.probe:
-            self._counters.connection(-1, 0)
+            self._counters.connection(-1, -busy)
 
     def came(self, connections: Sequence["Connection"]) -> None:
         """These came by a lane."""

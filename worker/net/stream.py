@@ -243,14 +243,7 @@ class Connection(Answering):
                 self.refuse(rejected)
                 return
             self._input = data[end:]
-            request.scheme = self.scheme
-            request.peer = self.peer
-            request.local = self.local
-            if not self.probe:
-                daemon.counters.request(self._received, not self.busy)
-                self._received = 0
-                self.busy = True
-            self.served += 1
+            self._take_up(request)
             if request.length == 0:
                 self.state = WORKING  # the table's REQUEST
                 self._deadline = inf
@@ -263,20 +256,36 @@ class Connection(Answering):
             if self.state is IDLE and not self._input:  # the usual case; what is idle is nobody's but ours
                 self._parsing = False
                 break
-            with self.lock:
-                if (
-                    self.state is not IDLE
-                    or not self._input
-                    or (daemon.moving is not None and self._held is None and self.is_between())
-                ):
-                    self._parsing = False
-                    break
-                data, self._input = self._input, b""
+            data = self._next()
+            if not data:
+                break
         if self.state is IDLE:
             if daemon.moving is not None:
                 self._resume()
             elif self._eof:
                 self.event(Event.PEER_DONE)
+
+    def _take_up(self, request: Request) -> None:
+        """It is this connection's next one."""
+        request.scheme = self.scheme
+        request.peer = self.peer
+        request.local = self.local
+        self.served += 1
+        if not self.probe:
+            self.daemon.counters.request(self._received, not self.busy)
+            self._received = 0
+            self.busy = True
+
+    def _next(self) -> bytes:
+        """Input behind an answer that was given at once; b"": that is for later, or for nobody here."""
+        with self.lock:
+            moving = self.daemon.moving is not None and self._held is None
+            if self.state is not IDLE or (moving and self.is_between()):
+                self._parsing = False
+                return b""
+            data, self._input = self._input, b""
+            self._parsing = bool(data)
+            return data
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """RFC 9112 §2.2: empty lines in front of a request line are ignored."""

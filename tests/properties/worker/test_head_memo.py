@@ -10,6 +10,7 @@ from quiesce.worker.core import head_memo
 from quiesce.worker.core.http1 import HeadParser
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.core.rejected import Rejected
+from quiesce.worker.core.request import Request
 
 LIMITS = Limits(header_bytes=400, header_count=6, line_bytes=60)
 REQUEST_LINES = (
@@ -44,7 +45,7 @@ def verdict(parser: HeadParser, head: bytes) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.lists(HEADS, min_size=2, max_size=8))
 @example(
     [b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n"]
@@ -90,3 +91,16 @@ def test_long_lines_are_not_kept() -> None:
         )
     memo, fields = parser.memo, parser.memo._fields
     assert not memo._heads and not memo._lines and not memo._hosts and not fields and not fields._deciding
+
+
+def test_a_request_that_is_recalled_lacks_nothing() -> None:
+    """It is made without its constructor."""
+    head = b"GET /a?b HTTP/1.1\r\nHost: a\r\n\r\n"
+    parser = HeadParser(Limits())
+    new = parser.parse(head)
+    while (recalled := parser.memo.recall(head)) is None:
+        parser.parse(head)
+    assert new.raw_path == b"/a"
+    for name in Request.__slots__:
+        if name != "_parts":  # where each has a place of its own
+            assert getattr(recalled, name) == getattr(new, name)
