@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 
 from embedded.serving import CLOSE, GET, Setup, running
-from quiesce import Connection, Kind, Limits, NotNow, Request, Response, Stage, Termination
+from quiesce import (
+    Connection,
+    Daemon,
+    Kind,
+    Limits,
+    Mode,
+    NotNow,
+    Poller,
+    Request,
+    Response,
+    Stage,
+    Termination,
+)
 from wire.serving import PATIENCE_S, read_reply, read_to_end
 
 RESET = b"\1\0\0\0\0\0\0\0"
@@ -129,6 +141,20 @@ def test_who_said_close_is_not_waited_for(setup: Setup) -> None:
         served.until(lambda: notes.events == ["started", "completed", "closed"])
         assert read_to_end(sock).endswith(b"\r\n\r\n")
     assert notes.ends == [(b"", Termination.COMPLETED_OK)]
+
+
+def test_who_is_there_with_his_request_is_served_in_the_turn_that_accepts_him() -> None:
+    notes = Notes()
+    options = {"access_handler": notes.handler, "mode": Mode.EXTERNAL, "poller": Poller.EPOLL}
+    with Daemon(**options, **notes.options) as daemon:
+        clients = [socket.create_connection(("127.0.0.1", daemon.info.port), PATIENCE_S) for _ in range(3)]
+        for client in clients:
+            client.sendall(CLOSE)
+        daemon.run()
+        assert notes.events == ["started"] * 3 + ["completed", "closed"] * 3
+        for client in clients:
+            assert read_to_end(client).endswith(b"\r\n\r\n")
+            client.close()
 
 
 def test_trailers_are_their_own_requests(setup: Setup) -> None:

@@ -30,6 +30,7 @@ class Admission:
         self._limit = limit
         self._per_address = per_address
         self._policy = policy
+        self.has_policy = policy is not None
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # entering one costs three times as much as its lock
         self._by_address: dict[str, int] = {}

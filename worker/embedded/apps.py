@@ -50,10 +50,10 @@ class RequestApp:
             and type(answer.body) is bytes
             and answer.path is None
             and answer._more is None  # and so it has one reference, its creator's
-            and client.asked is NOTHING
+            and (client._handle is None or client._handle.asked is NOTHING)
         ):
             exchange.respond(answer)
-            if client.pending:  # else nobody could see that it had a reference more
+            if client._queue:  # else nobody could see that it had a reference more
                 client.handle.sends_on(exchange, answer)
         else:
             client.handle.answered(exchange, answer)

@@ -82,10 +82,11 @@ class Client(Alone):
             self._loud(self.release_held())
         if event is Event.PEER_DONE and self.broken:
             event = Event.LOST  # reset: a write has found out first, and taken the error from the read
-        asked = self.asked
-        if asked is NOTHING:
+        handle = self._handle
+        if handle is None or handle.asked is NOTHING:
             Alone.event(self, event, rejected)
             return
+        asked = handle.asked
         if (event is Event.SENT or event is Event.OVER) and asked.is_answered:
             self._ended(asked, Termination.COMPLETED_OK)
         elif asked.cause is None and not (event is Event.PEER_DONE and self.state in STAYS):
@@ -217,9 +218,10 @@ class Client(Alone):
     def _close(self) -> None:
         Alone._close(self)
         # A request that is cut ends before its connection does.
-        asked = self.asked
-        if asked.is_shown:
-            self._ended(asked, asked.cause or Termination.READ_ERROR)
+        if self._handle is not None:
+            asked = self._handle.asked
+            if asked.is_shown:
+                self._ended(asked, asked.cause or Termination.READ_ERROR)
         self.daemon.seat.owner.reception.left(self)
 
 

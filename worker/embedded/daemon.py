@@ -418,7 +418,7 @@ class Daemon(Turning):
             limits=self._limits,
             accepted=accepted,
             taken=taken,
-            connect=self.reception.connect,  # type: ignore[arg-type]  # it is given our engines only
+            connect=self.reception.client,
             reserve=self._reserve,
             turn_away=turn_away,
             heartbeat=False,

@@ -17,7 +17,7 @@ from quiesce.worker.embedded.hand_over import HandOver
 from quiesce.worker.embedded.kinds import Mode
 from quiesce.worker.embedded.modes.base import Mode as ModeShell
 from quiesce.worker.embedded.modes.thread_per_connection import ThreadPerConnection
-from quiesce.worker.embedded.seat import Engine, Seat
+from quiesce.worker.embedded.seat import Seat
 from quiesce.worker.embedded.sockets import address, as_socket
 from quiesce.worker.net.acceptor import Listener
 from quiesce.worker.net.lane_reader import Arrival
@@ -43,7 +43,8 @@ class Reception:
         self._daemon = daemon
         self._admission = admission
         self._hand_over = hand_over
-        self._client = Client.of(
+        # What the engines make a connection by.
+        self.client = Client.of(
             daemon.discipline,
             tells=daemon.on_completed is not None,
             holds=daemon.mode is not Mode.THREAD_PER_CONNECTION,  # there a handler may block
@@ -78,10 +79,13 @@ class Reception:
         self, seat: Seat, sock: socket.socket, peer: Address, local: Address, listener: Listener
     ) -> None:
         """The acceptor's: a client has come.  In the seat's thread."""
-        verdict = self._judge(sock, peer)
-        if verdict is Verdict.DENIED:
-            return
-        if not seat.loop.can_watch(sock.fileno()):
+        if self._admission.has_policy:
+            verdict = self._judge(sock, peer)
+            if verdict is Verdict.DENIED:
+                return
+        else:
+            verdict = self._admission.enter(peer)
+        if not seat.watches_any and not seat.loop.can_watch(sock.fileno()):
             self._turn_away_unwatched(seat, sock, peer)
         elif verdict is Verdict.ADMITTED:
             self.shell.accepted(seat, sock, peer, local)
@@ -164,12 +168,6 @@ class Reception:
         if lane is not None and seat not in self.shell.seats:  # one that was made for this client
             seat.hand_over(lane)
         return client
-
-    def connect(
-        self, engine: Engine, sock: socket.socket, peer: Address, local: Address, scheme: str, probe: bool
-    ) -> Client:
-        """The engines' way to make a connection."""
-        return self._client(engine, sock, peer, local, scheme, probe)
 
     def left(self, client: Client) -> None:
         """A client's last word, in its thread."""

@@ -37,6 +37,7 @@ class Seat:
         self.loop = loop
         self.engine = engine
         engine.seat = self
+        self.watches_any = type(loop).can_watch is OwnLoop.can_watch  # a descriptor of any number
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._over = False  # nobody turns the loop any more

@@ -45,7 +45,7 @@ def verdict(parser: HeadParser, head: bytes) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.lists(HEADS, min_size=2, max_size=8))
 @example(
     [b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n"]
