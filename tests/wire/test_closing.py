@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -87,6 +88,24 @@ def test_what_was_sent_behind_it_does_not_eat_the_answer(served: Served, behind:
     with served.connect() as sock:
         served.do(lambda: sock.sendall(CLOSE + behind))  # so that it is read in one piece
         assert read_to_end(sock).endswith(b"\r\n\r\nHello")
+        _lingers(served)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("request_", [CLOSE, HTTP_1_0], ids=["close", "1.0"])
+def test_nor_does_what_came_while_the_application_was_at_work(threads: int, request_: bytes) -> None:
+    """It lies in the kernel's queue, and nobody here has seen it."""
+    sent = threading.Event()
+
+    def waits(request: Request) -> Response:
+        sock.sendall(b"\r\n")
+        sent.set()
+        return Response(bytes(200_000))
+
+    with serving(waits, limits=PATIENT, threads=threads) as served, served.connect() as sock:
+        sock.sendall(request_)
+        assert sent.wait(PATIENCE_S)
+        assert len(read_to_end(sock)) > 200_000
         _lingers(served)
 
 
@@ -179,3 +198,43 @@ def test_accepted_sockets_do_not_delay(served: Served) -> None:
         served.until(lambda: served.daemon.open == 1)
         (sock,) = [connection.sock for connection in served.daemon.roster.all]
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [GET[:9], POST_CLOSE[:-1], b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n9\r\na"],
+    ids=["head", "body", "chunk"],
+)
+@pytest.mark.parametrize("kind", ["native-pool", "asgi"])
+def test_half_a_request_is_none_though_the_fin_was_there_before_it_was_read(kind: str, half: bytes) -> None:
+    """The whole one before it was at work then; the half one is not waited for until its time is over."""
+    go_on, at_work = threading.Event(), threading.Event()
+
+    def waits(request: Request) -> Response:
+        at_work.set()
+        go_on.wait(PATIENCE_S)
+        return Response("Hello")
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        body = await receive()
+        at_work.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        while body.get("more_body"):
+            body = await receive()
+        await _asgi(scope, receive, send)
+
+    if kind == "asgi":
+        loop = AsyncioLoop()
+        options: dict[str, Any] = {"app": AsgiApp(asgi, loop), "loop": loop}
+    else:
+        options = {"app": NativeApp(waits), "threads": 2}
+    limits = Limits(header_timeout=9 * PATIENCE_S, body_timeout=9 * PATIENCE_S)
+    with serving(**options, limits=limits) as served, served.connect() as sock:
+        sock.sendall(GET + half)
+        sock.shutdown(socket.SHUT_WR)
+        assert at_work.wait(PATIENCE_S)
+        served.until(lambda: all(c._eof for c in served.daemon.roster.all))
+        go_on.set()
+        assert read_to_end(sock).endswith(b"Hello")
+        served.until(lambda: served.daemon.open == 0)

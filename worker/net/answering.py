@@ -4,7 +4,9 @@
 application runs; the rest is for the loop's thread.
 """
 
+from fcntl import ioctl
 from math import inf
+from termios import FIONREAD
 from time import monotonic, monotonic_ns
 
 from quiesce.worker.core.body_framing import ChunkedDecoder, LengthDecoder
@@ -17,6 +19,7 @@ from quiesce.worker.net.output import FLAGS, WITH_FIN
 
 SAFE = (b"GET ", b"HEAD")
 AT_ONCE_NS = 1_000_000
+_NOTHING = bytes(4)
 
 
 class Answering(Moving):
@@ -194,8 +197,16 @@ class Answering(Moving):
             self.update_interest()
 
     def _settle_all(self) -> None:
-        """The same after an answer that is the last because the client wanted it so."""
-        if self.state is FLUSHING and not (self._queue or self._unread or self.broken):
+        """The same after an answer that is the last because the client wanted it so.
+
+        The kernel is asked what has come meanwhile: a close with that unread would throw the answer away here already,
+        and those before it that the client has not taken yet.
+        """
+        if (
+            self.state is FLUSHING
+            and not (self._queue or self._unread or self.broken)
+            and ioctl(self.fd, FIONREAD, _NOTHING) == _NOTHING
+        ):
             self.event(Event.OVER)
         else:
             self._settle()

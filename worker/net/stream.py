@@ -486,7 +486,9 @@ class Connection(Answering):
                 data, self._input = self._input, b""
         if data:
             self._process(data)
-        elif done:
+            # Their FIN was read before this: what is not whole will never be, and nobody says so again.
+            done = self._eof and (self.state is IDLE or self.state is HEAD or self.state in _WITH_BODY)
+        if done:
             self.event(Event.PEER_DONE)
         if not self.closed:
             self.update_interest()
