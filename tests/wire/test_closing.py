@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quiesce import Request, Response
+from quiesce.shared.scoreboard import Field
 from quiesce.worker.apps.asgi import AsgiApp
 from quiesce.worker.apps.native import NativeApp
 from quiesce.worker.apps.wsgi import WsgiApp
@@ -106,6 +107,20 @@ def test_nor_does_what_came_while_the_application_was_at_work(threads: int, requ
         sock.sendall(request_)
         assert sent.wait(PATIENCE_S)
         assert len(read_to_end(sock)) > 200_000
+        _lingers(served)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_nor_does_what_comes_behind_it_cut_a_long_answer(threads: int) -> None:
+    """Our kernel has it all, and the client has not."""
+    big = bytes(500_000)
+    serves = serving(lambda request: Response(big), limits=PATIENT, threads=threads)
+    with serves as served, served.connect(receive_buffer=4096) as sock:
+        sock.sendall(HTTP_1_0)
+        served.until(lambda: served.daemon.counters.slot[Field.RESP_2XX] > 0)
+        served.until(lambda: not any(c.state is State.WORKING for c in served.daemon.roster.all))
+        sock.sendall(b"\r\n")
+        assert len(read_to_end(sock)) > len(big)
         _lingers(served)
 
 

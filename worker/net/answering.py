@@ -20,6 +20,7 @@ from quiesce.worker.net.output import FLAGS, WITH_FIN
 SAFE = (b"GET ", b"HEAD")
 AT_ONCE_NS = 1_000_000
 _NOTHING = bytes(4)
+_ONE_FLIGHT = 14 * 1024  # what TCP sends before it has heard of the first of it
 
 
 class Answering(Moving):
@@ -112,9 +113,12 @@ class Answering(Moving):
 
         Not where it may still send a line end behind a body or a POST, as old ones did, and not in a drain: who has
         drained may leave, and then nobody would see to it that its clients get the last of what we have said.
+        Nor where much of the answer may still be with our kernel: a line end too many would cut it.
         """
         request = exchange.request
         if request.keep_alive or request.length or request.method == "POST":
+            return False
+        if exchange.body_sent > _ONE_FLIGHT:
             return False
         return not (self._input or self.daemon.closing)
 
