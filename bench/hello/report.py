@@ -89,6 +89,11 @@ TARGETS: tuple[tuple[str, str, str, float, float], ...] = (
     ("hello", "asgi", "uvicorn", 1.8, 0),
     ("pipelined", "native", "uvicorn", 10.0, 0),
     ("close", "native", "uvicorn", 2.0, 0),
+    ("close", "native", "mhd", 0, 1.3),
+    ("browser", "native", "uvicorn", 2.5, 0),
+    ("post", "native", "uvicorn", 1.5, 0),
+    ("post", "wsgi", "uvicorn", 1.5, 0),
+    ("file", "asgi", "uvicorn", 1.0, 0),
 )
 
 

@@ -153,15 +153,16 @@ def test_where_others_accept_who_comes_is_left_to_them(setup: Setup) -> None:
         served.tell("take")
         late = served.connect()
         late.sendall(GET)
-        before = int(served.tell("rests")[0])
+        before, asked = int(served.tell("rests")[0]), 0
         while int(served.tell("rests")[0]) < before + 4:
             assert ask(first).status == 200
+            asked += 1
         late.setblocking(False)
         with pytest.raises(BlockingIOError):
             late.recv(1)
         late.settimeout(PATIENCE_S)
         turns, seconds = map(float, served.tell("turns"))
-        assert turns < 5000 + 100 * seconds, (turns, seconds)  # of the first one's requests, most of them
+        assert turns < 200 + 2 * asked + 100 * seconds, (turns, asked, seconds)
         served.tell("give back")
         assert read_reply(late).status == 200
         served.end()

@@ -36,6 +36,7 @@ REQUESTS = (
     b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
     b"POST /unread HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
     b"GET /parts HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -203,7 +204,7 @@ def _pieces(requests: list[bytes], cuts: list[int], said: str) -> Iterator[bytes
 @example([HELLO_GET] * 6, ONE_BY_ONE, "fin")
 @example([REQUESTS[6]] * 2, [len(REQUESTS[6]) - 3, 2 * len(REQUESTS[6]) - 1], "")
 @example([*[HELLO_GET] * 4, b"\r\n", *[HELLO_GET] * 2], [*ONE_BY_ONE[:4], 4 * SIZE + 2, 5 * SIZE + 2], "")
-@example([*[HELLO_GET] * 3, *[REQUESTS[9]] * 4, HELLO_GET], [*ONE_BY_ONE, 4 * SIZE + 3, 5 * SIZE + 6], "")
+@example([*[HELLO_GET] * 3, *[REQUESTS[10]] * 4, HELLO_GET], [*ONE_BY_ONE, 4 * SIZE + 3, 5 * SIZE + 6], "")
 @settings(max_examples=60, deadline=None)
 def test_both_ways_lead_to_the_same(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:
     _compare(app, requests, cuts, said)
@@ -218,6 +219,15 @@ def test_both_ways_lead_to_the_same_for_what_came_before(app: str, request_: byt
     head = request_.find(b"\r\n\r\n") + 4
     if 4 <= head < len(request_):  # and then comes its body
         _compare(app, [HELLO_GET, *[request_] * 4], [*ends, *(end + head for end in ends)], "")
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("request_", sorted(set(REQUESTS)))
+def test_both_ways_lead_to_the_same_in_a_burst(app: str, request_: bytes) -> None:
+    for said in ("", "close", "fin"):
+        _compare(app, [HELLO_GET] * 3 + [request_, HELLO_GET] * 2, [SIZE], said)
+    _compare(app, [HELLO_GET] * 70 + [request_], [SIZE], "")
+    _compare(app, [HELLO_GET, *[request_] * 70, HELLO_GET[:9]], [SIZE], "")
 
 
 def _compare(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:

@@ -317,6 +317,27 @@ def test_a_client_that_leaves_is_told_wherever_the_application_waits(serve: Serv
     assert told == ["http.disconnect"] * 3
 
 
+def test_who_ceases_to_send_and_then_does_not_read_is_told_of_twice(loop: AsyncioLoop) -> None:
+    """The first time the answer can still be sent, and somebody may wait for that."""
+    done = threading.Event()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 30_000_000, "more_body": True})
+        done.set()
+
+    served = Served(AsgiApp(app, loop), loop=loop, limits=Limits(send_timeout=0.1))
+    try:
+        sock = served.connect(receive_buffer=4096)
+        sock.sendall(GET)
+        sock.shutdown(socket.SHUT_WR)
+        assert done.wait(PATIENCE_S)  # it stays: we cut it
+    finally:
+        served.close()
+
+
 @pytest.mark.parametrize("end", ["whole", "raises", "returns", "goes on"])
 def test_a_task_that_is_left_behind_hears_of_the_end(serve: Serve, end: str) -> None:
     told: list[str] = []

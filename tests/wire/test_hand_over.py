@@ -329,6 +329,28 @@ def test_what_is_pipelined_behind_an_answer_given_inline_is_not_parsed_here_any_
         assert read_reply(client, before=rest).body == b"new"
 
 
+def test_nor_is_what_is_behind_one_that_a_handler_was_called_for_directly() -> None:
+    with staged() as stage, stage.old.connect() as client:
+        for _ in range(4):  # so that it is known
+            assert ask(client) == b"old"
+        target = stage.target()
+        app: Any = stage.old.daemon.app
+        handler, called = app.handler, []
+
+        def fourth_hands_over(request: Any) -> Response:
+            called.append(request)
+            if len(called) == 4:
+                stage.old.daemon.hand_over_to(target)
+            return handler(request)  # type: ignore[no-any-return]
+
+        app.handler = fourth_hands_over
+        client.sendall(GET * 34 + GET[:9])
+        bodies, rest = read_bodies(client, 34)
+        assert bodies == [b"old"] * 4 + [b"new"] * 30
+        client.sendall(GET[9:])
+        assert read_reply(client, before=rest).body == b"new"
+
+
 def test_an_empty_line_in_two_packets_is_no_request_and_does_not_live_longer_by_it() -> None:
     with staged(limits=Limits(header_timeout=0.2)) as stage:
         (client,) = stage.idle()

@@ -130,13 +130,19 @@ def test_a_connection_for_each_request_is_accept_recv_send_close(kind: str) -> N
         served.close()
 
 
-def test_an_answer_does_not_wait_for_one_that_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", [1, 4], ids=["new heads", "heads that came before"])
+def test_an_answer_does_not_wait_for_one_that_may_take_its_time(
+    before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor for a request that changes something: should we die in it, this answer would be lost."""
     for at_once_ns, requests, sends in ((0, GET * 4, 4), (1 << 62, (GET + POST) * 2, 4)):
-        monkeypatch.setattr(answering, "_AT_ONCE_NS", at_once_ns)
+        monkeypatch.setattr(answering, "AT_ONCE_NS", at_once_ns)
         served = _served("native")
         try:
             with served.connect() as sock:
+                for _ in range(before):
+                    sock.sendall(GET)
+                    assert read_reply(sock).status == 200
                 calls = Calls(served)
                 calls.begin()
                 sock.sendall(requests)
@@ -151,12 +157,13 @@ def test_an_answer_does_not_wait_for_one_that_may_take_its_time(monkeypatch: pyt
 
 @pytest.mark.parametrize("kind", ["native", "wsgi", "asgi"])
 def test_pipelined_requests_share_a_recv_and_a_send(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "_AT_ONCE_NS", 1 << 62)  # however slow this machine is
+    monkeypatch.setattr(answering, "AT_ONCE_NS", 1 << 62)  # however slow this machine is
     served = _served(kind)
     try:
         with served.connect() as sock:
-            sock.sendall(GET)
-            assert read_reply(sock).status == 200  # it has been accepted
+            for _ in range(4):  # it has been accepted, and its head is known
+                sock.sendall(GET)
+                assert read_reply(sock).status == 200
             calls = Calls(served)
             calls.begin()
             sock.sendall(GET * 16)

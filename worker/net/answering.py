@@ -17,8 +17,8 @@ from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.moving import Moving
 from quiesce.worker.net.output import FLAGS, WITH_FIN
 
-_SAFE = (b"GET ", b"HEAD")
-_AT_ONCE_NS = 1_000_000
+SAFE = (b"GET ", b"HEAD")
+AT_ONCE_NS = 1_000_000
 _NOTHING = bytes(4)
 _ONE_FLIGHT = 14 * 1024  # what TCP sends before it has heard of the first of it
 
@@ -133,10 +133,10 @@ class Answering(Moving):
         following = self._input
         return (
             self.daemon.is_inline
-            and following[:4] in _SAFE
+            and following[:4] in SAFE
             and following.find(b"\r\n\r\n") > 0
             and exchange.request.method in ("GET", "HEAD")
-            and monotonic_ns() - exchange.since_ns < _AT_ONCE_NS
+            and monotonic_ns() - exchange.since_ns < AT_ONCE_NS
         )
 
     def abort(self, exchange: Exchange) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, cast
 from quiesce.worker.core.request import Request
 from quiesce.worker.core.response import Response
 from quiesce.worker.loops.base import READ
+from quiesce.worker.net import answering
 from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.counters import IN_REQUEST_SINCE_NS
 from quiesce.worker.net.ending import IDLE, WORKING
 from quiesce.worker.net.exchange import Exchange
-from quiesce.worker.net.output import FLAGS
+from quiesce.worker.net.output import FLAGS, JOIN_BELOW, MOST_HELD, Buffer
 from quiesce.worker.net.stream import DONTWAIT, RECV
 
 if TYPE_CHECKING:
@@ -40,8 +41,13 @@ class Direct(Alone):
             return
         memo = daemon.parser.memo
         request = memo.recall(data)
-        if request is None and data.find(b"\r\n\r\n") + 4 == len(data):
-            request = memo.by_lines(data)
+        if request is None:
+            end = data.find(b"\r\n\r\n") + 4
+            if end == len(data):
+                request = memo.by_lines(data)
+            elif end > 4:
+                self._burst(data, end)
+                return
         if request is None or request.length:
             self._go_long(data, request)
             return
@@ -56,14 +62,11 @@ class Direct(Alone):
         counters = daemon.counters
         counters.slot[IN_REQUEST_SINCE_NS] = since_ns
         daemon.in_call = True
-        handler = cast(
-            "NativeApp", daemon.app
-        ).handler  # called as it is: by way of an attribute it costs twice
+        handler = cast("NativeApp", daemon.app).handler  # a call by way of an attribute costs twice
         try:
             response = handler(request)
         except BaseException as exc:  # SystemExit too: one request does not end the process
-            self._exchange(request, since_ns).fail(exc)
-            self._over()
+            self._answer_by_exchange(request, since_ns, exc)
             return
         if (
             not isinstance(response, Response)
@@ -98,6 +101,67 @@ class Direct(Alone):
         if daemon.draining:
             daemon.check_empty()
 
+    def _burst(self, data: bytes, end: int) -> None:
+        """Several requests at once, of which the first one ends there.
+
+        Those that are like ones before and have a safe one behind them are answered here, and their answers wait for
+        its, by the rules of ``Answering._another_follows``.
+        """
+        daemon = self.daemon
+        counters, recall = daemon.counters, daemon.parser.memo.recall
+        handler = cast("NativeApp", daemon.app).handler
+        held: list[Buffer] = []
+        self._received += len(data)
+        at = 0
+        while len(held) < MOST_HELD:
+            following = data.find(b"\r\n\r\n", end) + 4
+            if following < 4 or not data.startswith(answering.SAFE, end):
+                break
+            request = recall(data[at:end])
+            if request is None or request.length or request.method != "GET" or not request.keep_alive:
+                break
+            request.scheme = self.scheme
+            request.peer = self.peer
+            request.local = self.local
+            self.served += 1
+            self.state = WORKING  # the table's REQUEST
+            self._deadline = inf
+            counters.slot[IN_REQUEST_SINCE_NS] = since_ns = monotonic_ns()
+            daemon.in_call = True
+            response: object = None
+            try:
+                response = handler(request)
+                wire = self._wire(response)
+            except BaseException as exc:
+                response, wire = exc, b""
+            if not wire or len(wire) > JOIN_BELOW or monotonic_ns() - since_ns >= answering.AT_ONCE_NS:
+                self._input = data[end:]
+                self._held = held or None
+                self._answer_by_exchange(request, since_ns, response)
+                return
+            held.append(wire)
+            counters.exchange(self._received, cast(Response, response).status, 0)
+            self._received = 0
+            at, end = end, following
+        daemon.in_call = False
+        self._held = held or None
+        self.state = IDLE
+        self._process(data[at:])
+
+    def _wire(self, response: object) -> bytes:
+        """All of an answer that is nothing but bytes, on a connection that is kept; b"": it is more than that."""
+        daemon = self.daemon
+        if (
+            not isinstance(response, Response)
+            or type(response.body) is not bytes
+            or response.path is not None
+            or not response.head.is_plain
+            or daemon.closing
+            or daemon.moving is not None
+        ):
+            return b""
+        return response.wire(daemon.dates.line(monotonic()), b"")
+
     def _exchange(self, request: Request, since_ns: int) -> Exchange:
         """It is needed after all."""
         self.daemon.counters.request(self._received, not self.busy)
@@ -111,6 +175,8 @@ class Direct(Alone):
     def _answer_by_exchange(self, request: Request, since_ns: int, returned: object) -> None:
         exchange = self._exchange(request, since_ns)
         try:
+            if isinstance(returned, BaseException):
+                raise returned
             cast("NativeApp", self.daemon.app).answer(exchange, returned)
         except BaseException as exc:
             exchange.fail(exc)
@@ -133,7 +199,7 @@ class Direct(Alone):
         self._parsing = False
         daemon = self.daemon
         daemon.in_call = False
-        if self.state is IDLE and daemon.moving is not None:
+        if self.state is IDLE and (daemon.moving is not None or self._input):
             self._resume()
         if daemon.draining:
             daemon.check_empty()

@@ -19,7 +19,7 @@ WITH_FIN = int(FLAGS | socket.MSG_MORE)  # goes out along with the FIN that foll
 _AGAIN = (BlockingIOError, InterruptedError)
 _FILE_STEP = 1 << 20
 _MOST_BUFFERS = 64  # of one sendmsg; IOV_MAX is 1024
-_MOST_HELD = 31  # answers to pipelined requests that wait for the next one
+MOST_HELD = 31  # answers to pipelined requests that wait for the next one
 JOIN_BELOW = 16 * 1024  # copying so much is cheaper than a second buffer
 
 
@@ -134,7 +134,7 @@ class Output:
         if self._held is None:
             self._held = [data]
             return True
-        if len(self._held) >= _MOST_HELD:
+        if len(self._held) >= MOST_HELD:
             return False
         self._held.append(data)
         return True

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.places import tmp_path
@@ -189,6 +189,7 @@ def test_what_is_no_list_of_strings_is_an_error(text: str) -> None:
 
 
 @pytest.mark.slow
+@settings(deadline=None)  # each example is a process
 @given(st.permutations(range(20, 29)), st.integers(3, 40))
 def test_descriptors_are_placed_however_they_overlap(order: list[int], first: int) -> None:
     program = (
