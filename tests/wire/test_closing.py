@@ -215,6 +215,37 @@ def test_accepted_sockets_do_not_delay(served: Served) -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_what_comes_along_with_the_fin_is_read_too() -> None:
+    """Both directions are shut then, what is there is not all read, and our kernel still has much of the answer."""
+    big = bytes(500_000)
+
+    def send() -> None:
+        sock.sendall(bytes(500))
+        sock.shutdown(socket.SHUT_WR)
+
+    serves = serving(lambda request: Response(big), limits=PATIENT)
+    with serves as served, served.connect(receive_buffer=4096) as sock:
+        sock.sendall(GET + b"\n")
+        _lingers(served)
+        served.do(send)  # so that it is seen in one turn
+        served.until(lambda: served.daemon.open == 0)
+        assert len(read_to_end(sock)) > len(big)
+
+
+def test_who_is_cut_has_the_answers_that_were_to_go_out_with_the_next_one() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/cut":
+            raise asyncio.CancelledError
+        await _asgi(scope, receive, send)
+
+    loop = AsyncioLoop()
+    with serving(AsgiApp(app, loop), loop=loop) as served, served.connect() as sock:
+        sock.sendall(GET + GET.replace(b" / ", b" /cut "))
+        assert read_reply(sock).body == b"Hello"
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+
+
 @pytest.mark.parametrize(
     "half",
     [GET[:9], POST_CLOSE[:-1], b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n9\r\na"],

@@ -144,6 +144,7 @@ class Answering(Moving):
 
         def cut() -> None:
             if self.exchange is exchange and not self.closed:
+                self.release_held()  # answers to others
                 if not self.probe:
                     self.daemon.counters.count(figures.ERRORS)
                 self._reset_on_close()

@@ -149,7 +149,7 @@ class Connection(Answering):
         events = sum(mask for _, mask in poll.poll(0))
         if not events & (ERROR | HANGUP):
             return
-        if events & ERROR or self._eof or self.state not in (FRESH, IDLE, HEAD, BODY, STREAMING):
+        if events & ERROR or self._eof or self.state not in (FRESH, IDLE, HEAD, BODY, STREAMING, LINGERING):
             self.event(Event.LOST)
             return
         self.ready(READ)
