@@ -25,7 +25,7 @@ from quiesce.worker.net.exchange import Exchange
 from quiesce.worker.net.stream import Connection
 from wire.serving import StillLoop
 
-BIG = bytes(3 << 20)  # more than a socket takes at once
+BIG = bytes(2 << 20)  # more than a socket takes at once
 HELLO = Response(b"hello")
 REQUESTS = (
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -227,7 +227,8 @@ def test_both_ways_lead_to_the_same_in_a_burst(app: str, request_: bytes) -> Non
     for said in ("", "close", "fin"):
         _compare(app, [HELLO_GET] * 3 + [request_, HELLO_GET] * 2, [SIZE], said)
     _compare(app, [HELLO_GET] * 70 + [request_], [SIZE], "")
-    _compare(app, [HELLO_GET, *[request_] * 70, HELLO_GET[:9]], [SIZE], "")
+    several = 3 if b"/big" in request_ else 70  # more than are held
+    _compare(app, [HELLO_GET, *[request_] * several, HELLO_GET[:9]], [SIZE], "")
 
 
 def _compare(app: str, requests: list[bytes], cuts: list[int], said: str) -> None:
