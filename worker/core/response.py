@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quiesce.worker.core.request import Header
-from quiesce.worker.core.response_head import BadResponse, Head, encode, has_no_body
+from quiesce.worker.core.response_head import BadResponse, Head, encode
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 Body = bytes | str | Iterable[bytes]
@@ -63,22 +63,16 @@ class Response:
         return response
 
     def wire(self, date: bytes, connection: bytes) -> bytes:
-        """Head and body as they are sent; only for a body in bytes.
+        """Head and body as they are sent; only for a body in bytes, under a head that is plain.
 
         ``date`` and ``connection`` are whole lines.  Cached for as long as both stay the same.
         """
         cached = self._cached
         if cached[0] == date and cached[1] == connection:
             return cached[2]
-        head, body = self.head, self.body
+        body = self.body
         assert isinstance(body, bytes)
-        if head.is_plain and not connection:
-            wire = head.whole(date, len(body)) + body
-        else:
-            length = b""
-            if head.length < 0 and not has_no_body(head.status):
-                length = b"Content-Length: %d\r\n" % len(body)
-            wire = b"".join((head.lines, b"" if head.dated else date, length, connection, b"\r\n", body))
+        wire = self.head.whole(date, len(body), connection) + body
         self._cached = (date, connection, wire)
         return wire
 

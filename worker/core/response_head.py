@@ -43,19 +43,20 @@ class Head:
         self.tells_length = goes_on and length >= 0  # and nothing else about it
         self._whole = (b"never", -1, b"")
 
-    def whole(self, date: bytes, size: int) -> bytes:
-        """All of the head, down to the empty line, of an answer with a body of that size on a connection that is kept.
+    def whole(self, date: bytes, size: int, connection: bytes = b"") -> bytes:
+        """All of the head, down to the empty line, of an answer with a body of that size.
 
-        ``date``: a whole line.  Kept for as long as date and size stay the same.  Only for who ``is_plain``, or
-        ``tells_length`` and it is this one.
+        ``date`` and ``connection`` are whole lines.  Kept for as long as date and size stay the same.  Only for who
+        ``is_plain``, or ``tells_length`` and it is this one.
         """
         kept = self._whole
         if kept[0] is date and kept[1] == size:
-            return kept[2]
-        framing = b"" if self.tells_length else b"Content-Length: %d\r\n" % size
-        whole = b"".join((self.lines, b"" if self.dated else date, framing, b"\r\n"))
-        self._whole = date, size, whole  # one store, for threads
-        return whole
+            whole = kept[2]
+        else:
+            framing = b"" if self.tells_length else b"Content-Length: %d\r\n" % size
+            whole = b"".join((self.lines, b"" if self.dated else date, framing, b"\r\n"))
+            self._whole = date, size, whole  # one store, for threads
+        return b"%s%s\r\n" % (whole[:-2], connection) if connection else whole
 
     def fields(self) -> list[Header]:
         """What was said, as pairs."""

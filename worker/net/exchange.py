@@ -196,14 +196,15 @@ class Exchange:
         connection = self._connection
         daemon = connection.daemon
         dates = daemon.dates
-        wire = head.whole(dates.current if now < dates.until else dates.line(now), size)
+        line = b""
         if (
             not (request.keep_alive and request.version == "1.1" and self.body_complete)
             or self._last
             or daemon.closing
             or self.says_keep_alive
         ):
-            wire = b"%s%s\r\n" % (wire[:-2], self._last_words(head))
+            line = self._last_words(head)
+        wire = head.whole(dates.current if now < dates.until else dates.line(now), size, line)
         self.started = self.finished = True
         self.body_sent = size
         if request.opened is not None:
@@ -412,9 +413,8 @@ class Exchange:
             elif not is_head:
                 self._last = True
         self._left = length
-        self._last = self._is_last(head)
         date = b"" if head.dated else self._connection.daemon.dates.line(monotonic())
-        return b"".join((head.lines, date, framing, self._connection_line(), b"\r\n"))
+        return b"".join((head.lines, date, framing, self._last_words(head), b"\r\n"))
 
     def _done(self, data: bytes = b"", more: bytes = b"") -> None:
         self.finished = True
