@@ -164,9 +164,7 @@ class Direct(Alone):
 
     def _exchange(self, request: Request, since_ns: int) -> Exchange:
         """It is needed after all."""
-        self.daemon.counters.request(self._received, not self.busy)
-        self._received = 0
-        self.busy = True
+        self._count_request()
         self._parsing = True
         exchange = self.exchange = Exchange(self, request)
         exchange.since_ns = since_ns

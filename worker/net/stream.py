@@ -272,9 +272,12 @@ class Connection(Answering):
         request.local = self.local
         self.served += 1
         if not self.probe:
-            self.daemon.counters.request(self._received, not self.busy)
-            self._received = 0
-            self.busy = True
+            self._count_request()
+
+    def _count_request(self) -> None:
+        self.daemon.counters.request(self._received, not self.busy)
+        self._received = 0
+        self.busy = True
 
     def _next(self) -> bytes:
         """Input behind an answer that was given at once; b"": that is for later, or for nobody here."""
