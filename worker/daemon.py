@@ -76,47 +76,13 @@ class Daemon:
             sleeps, and :meth:`enter` must say whose thread the loop's is.
     """
 
-    # fmt: off
     # Slots: with more than thirty attributes, a dictionary would be looked up for each of them and for each method.
     __slots__ = (
-        "_acceptor",
-        "_app_running",
-        "_drain_s",
-        "_drain_timer",
-        "_ended",
-        "_fresh",
-        "_has_turns",
-        "_heartbeat",
-        "_is_orphan",
-        "_lanes",
-        "_mover",
-        "_on_drained",
-        "_pool",
-        "_ready_path",
-        "_state",
-        "_thread",
-        "_unready",
-        "access_log",
-        "app",
-        "closing",
-        "connect",
-        "counters",
-        "cut",
-        "dates",
-        "draining",
-        "gate",
-        "hear",
-        "idle_timeout",
-        "in_call",
-        "is_inline",
-        "limits",
-        "loop",
-        "moving",
-        "parser",
-        "roster",
-        "sweep",
-    )
-    # fmt: on
+        "_acceptor", "_app_running", "_drain_s", "_drain_timer", "_ended", "_fresh", "_heartbeat", "_is_orphan",
+        "_lanes", "_mover", "_on_drained", "_pool", "_ready_path", "_state", "_thread", "_unready", "access_log",
+        "app", "closing", "connect", "counters", "cut", "dates", "draining", "gate", "hear", "idle_timeout",
+        "in_call", "is_inline", "limits", "loop", "moving", "parser", "roster", "sweep",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -142,15 +108,17 @@ class Daemon:
         self.app = app
         self.loop = loop
         self.limits = limits
-        self.idle_timeout = (
-            limits.idle_timeout or inf
-        )  # asked for with each answer: a tuple's field is a call
+        self.idle_timeout = limits.idle_timeout or inf  # for each answer: a tuple's field costs a call
         self.access_log = access_log
         self.is_inline = threads <= 1 or not getattr(
             app, "blocking", True
         )  # the application is called in the loop's thread
-        self._has_turns = self.is_inline and loop.has_turns
-        self.counters = self._make_counters(slot)
+        self.counters: Counters
+        if self.is_inline:
+            self.counters = counters = TurnCounters(slot)
+            loop.turned = counters.turned
+        else:
+            self.counters = SharedCounters(slot)
         self.gate = Gate(self.counters, neighbours)
         self.parser = HeadParser(limits)
         self.draining = False
@@ -195,20 +163,11 @@ class Daemon:
             loop.slot = slot
         self._heartbeat: Timer | None = loop.call_at(loop.now(), self._beat) if heartbeat else None
 
-    def _make_counters(self, slot: memoryview | None) -> Counters:
-        if not self.is_inline:
-            return SharedCounters(slot)
-        if not self._has_turns:
-            return Counters(slot)
-        counters = TurnCounters(slot)
-        self.loop.turned = counters.turned
-        return counters
-
     def _usual_kind(self) -> Connect:
         """The shortest way that this application allows for."""
         if not self.is_inline:
             return Connection
-        heard = self.access_log is not None or self._ready_path or not self._has_turns
+        heard = self.access_log is not None or self._ready_path
         return Direct if hasattr(self.app, "handler") and not heard else Alone
 
     # -- listeners ------------------------------------------------------------------------------
@@ -472,15 +431,12 @@ class Daemon:
             self._pool.submit(exchange)
             return
         self.in_call = True
-        slot = self.counters.slot
-        slot[IN_REQUEST_SINCE_NS] = now_ns
+        self.counters.slot[IN_REQUEST_SINCE_NS] = now_ns  # until the turn is over
         try:
             self.app.handle(exchange)
         except BaseException as exc:  # SystemExit too: one request does not end the process
             exchange.fail(exc)
         self.in_call = False
-        if not self._has_turns:  # whose end says so
-            slot[IN_REQUEST_SINCE_NS] = 0
         if self.draining:
             self.check_empty()
 

@@ -18,6 +18,7 @@ from quiesce.worker.complaints import to_stderr
 from quiesce.worker.core.connection import TRANSITIONS, State
 from quiesce.worker.core.limits import Limits
 from quiesce.worker.daemon import Daemon
+from quiesce.worker.loops.base import nothing
 from quiesce.worker.loops.epoll_loop import EpollLoop
 from quiesce.worker.net.alone import Alone
 from quiesce.worker.net.direct import Direct
@@ -237,8 +238,7 @@ class StillLoop:
     """A loop that never turns: the test calls what would be called."""
 
     slot = None
-    has_turns = False
-    turned: Callable[[], None] | None = None
+    turned: Callable[[], None] = staticmethod(nothing)
 
     def __init__(self) -> None:
         self.complain = to_stderr
@@ -270,6 +270,7 @@ class StillLoop:
         soon, self.soon = self.soon, []
         for callback in soon:
             callback()
+        self.turned()
 
 
 class Bench:

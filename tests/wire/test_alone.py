@@ -95,22 +95,11 @@ APPS: dict[str, Callable[[], Any]] = {
 }
 
 
-class Turning(StillLoop):
-    """Says when a turn is over."""
-
-    has_turns = True  # type: ignore[assignment]
-
-    def turn(self) -> None:
-        super().turn()
-        assert self.turned is not None
-        self.turned()
-
-
 class Played:
     """One connection of one kind, whose loop is the test."""
 
     def __init__(self, kind: type[Connection], app: Any) -> None:
-        self.loop = Turning()
+        self.loop = StillLoop()
         self.loop.complain = lambda what, exc=None: None
         self.slot = memoryview(bytearray(8 * SLOT_FIELDS)).cast("Q")
         self.daemon = Daemon(app, self.loop, slot=self.slot, limits=Limits(), connect=kind)  # type: ignore[arg-type]

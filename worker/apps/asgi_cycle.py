@@ -40,8 +40,7 @@ class Running(set["Cycle"]):
 
     def answered(self) -> None:
         """A task has said something that counts, and this may be no turn of the loop's."""
-        if self._loop.turned is not None:
-            self._loop.turned()
+        self._loop.turned()
 
 
 class Cycle:

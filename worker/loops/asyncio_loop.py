@@ -18,7 +18,7 @@ from typing import Any
 from quiesce.shared.deadlines import Deadlines
 from quiesce.shared.scoreboard import Field
 from quiesce.worker.complaints import Complain, to_stderr
-from quiesce.worker.loops.base import Timer
+from quiesce.worker.loops.base import Timer, nothing
 from quiesce.worker.loops.epoll_set import EpollSet
 
 TURN_NS = int(Field.TURN_NS)
@@ -38,13 +38,11 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 class AsyncioLoop(EpollSet):
     """``Loop`` (base.py) on an event loop of its own; ``aio`` is that event loop."""
 
-    has_turns = True  # tasks of an application, which go on between them, end with ``turned`` too
-
     def __init__(self) -> None:
         super().__init__()
         self.slot: memoryview | None = None
         self.until_ns = 0  # what is begun later (CLOCK_MONOTONIC) is begun in another turn
-        self.turned: Callable[[], None] | None = None
+        self.turned: Callable[[], None] = nothing  # for tasks of an application too, which go on between them
         self.complain: Complain = to_stderr
         self.aio = _new_event_loop()
         asyncio.set_event_loop(self.aio)
@@ -85,8 +83,7 @@ class AsyncioLoop(EpollSet):
         wait_s = self._deadlines.wait_s(now)
         if wait_s is not None:
             self._look_at(now + wait_s)
-        if self.turned is not None:
-            self.turned()
+        self.turned()
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         if self._thread == get_ident():  # nobody has to be woken
@@ -101,8 +98,7 @@ class AsyncioLoop(EpollSet):
         """What is no turn of ours begins and ends as one."""
         self.until_ns = time.monotonic_ns() + _LONG_NS
         callback()
-        if self.turned is not None:
-            self.turned()
+        self.turned()
 
     def run(self) -> None:
         self._thread = get_ident()
@@ -153,5 +149,4 @@ class AsyncioLoop(EpollSet):
                 sys.excepthook(*sys.exc_info())  # a bug of ours must not end the other connections
         if self.slot is not None:
             self.slot[TURN_NS] = time.monotonic_ns()
-        if self.turned is not None:
-            self.turned()
+        self.turned()

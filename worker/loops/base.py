@@ -23,17 +23,18 @@ class Timer(Protocol):
         """Forget it.  Harmless when it has fired."""
 
 
+def nothing() -> None:
+    """What happens at the end of a turn that nobody wants to hear of."""
+
+
 class Loop(Protocol):
     """One thread's wait.  Every method but ``call_soon_threadsafe`` is for that thread."""
 
     slot: memoryview | None
     """Our place on the scoreboard; a loop that has a turn of its own stores the heartbeat (``TURN_NS``) there."""
 
-    has_turns: bool
-    """Does it say when a turn is over, and is everything that it serves done in one?"""
-
-    turned: Callable[[], None] | None
-    """To be called when a turn is over, before it waits."""
+    turned: Callable[[], None]
+    """Called when a turn is over, before it waits; what is done between two turns ends with it too."""
 
     complain: Complain
     """Where this loop, and all that it serves, says what is wrong."""

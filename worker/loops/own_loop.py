@@ -7,7 +7,7 @@ from time import monotonic, monotonic_ns
 
 from quiesce.shared.deadlines import Deadlines, Timer
 from quiesce.worker.complaints import Complain, to_stderr
-from quiesce.worker.loops.base import READ
+from quiesce.worker.loops.base import READ, nothing
 from quiesce.worker.net.counters import TURN_NS
 
 _MOST_EVENTS = 256  # of one turn, so that timers and other threads are not kept waiting
@@ -24,11 +24,9 @@ class OwnLoop:
 
     _wait: Callable[[float | None, int], Ready]
 
-    has_turns = True
-
     def __init__(self, slot: memoryview | None = None) -> None:
         self.slot = slot
-        self.turned: Callable[[], None] | None = None
+        self.turned: Callable[[], None] = nothing
         self.complain: Complain = to_stderr
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._deadlines = Deadlines()
@@ -105,8 +103,7 @@ class OwnLoop:
             now = monotonic()
             while (due := deadlines.pop_due(now)) is not None:
                 self._guarded(due)
-            if self.turned is not None:
-                self.turned()
+            self.turned()
             if once:
                 return
             ready = None
